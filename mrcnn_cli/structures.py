@@ -1,0 +1,135 @@
+"""The only things that cross between folders: a batch of images, the truth about them, and what was detected."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Size = tuple[int, int]  # (height, width)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images of one batch, padded with zeros at the bottom and the right to one size.
+
+    Attributes:
+        pixels: [N, C, H, W], RGB, 0..255 in any real dtype (uint8 or float32).
+        sizes: (height, width) of each image inside `pixels`, without the padding.
+        original_sizes: (height, width) of each picture as it lies on disk (upright); detections are reported there.
+    """
+
+    pixels: Tensor
+    sizes: list[Size]
+    original_sizes: list[Size]
+
+    @classmethod
+    def collate(
+        cls, images: Sequence[Tensor], original_sizes: Sequence[Size] | None = None, divisor: int = 32
+    ) -> "ImageBatch":
+        """One batch from images [C, H_i, W_i]; the padded size is a multiple of `divisor` (0: no rounding)."""
+        sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
+        step = max(divisor, 1)
+        height, width = (-(-max(size[axis] for size in sizes) // step) * step for axis in (0, 1))
+        first = images[0]
+        pixels = torch.zeros(
+            (len(images), first.shape[0], height, width), dtype=first.dtype, device=first.device
+        ).contiguous(memory_format=torch.channels_last)
+        for slot, image, (h, w) in zip(pixels, images, sizes, strict=True):
+            slot[:, :h, :w] = image
+        return cls(pixels, sizes, list(original_sizes) if original_sizes is not None else list(sizes))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def to(self, device: torch.device | str) -> "ImageBatch":
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "ImageBatch":
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Instance masks of one image, kept as polygons or run-length encodings until a RoI is cut out of them.
+
+    Attributes:
+        segmentations: per object, as in COCO: a list of polygons [x1, y1, x2, y2, ...], or a run-length encoding
+            {"size": [height, width], "counts": ...} with compressed (bytes, str) or plain (list) counts.
+        matrix: [2, 3] float64 on the CPU: from the pixels of the annotation to the pixels of the network's input.
+    """
+
+    segmentations: list[Any]
+    matrix: Tensor
+
+    def __len__(self) -> int:
+        return len(self.segmentations)
+
+    def __getitem__(self, index: Tensor | Sequence[int]) -> "Masks":
+        chosen = index.tolist() if isinstance(index, Tensor) else index
+        return replace(self, segmentations=[self.segmentations[i] for i in chosen])
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The truth about one image, in pixels of the network's input.
+
+    Attributes:
+        boxes: [G, 4] float32.
+        labels: [G] int64, 0..K-1.
+        crowds: [I, 4] float32 regions whose anchors and proposals count neither as object nor as background.
+        masks: one per box, or None where the data has none.
+        image_id: the id in the annotation file, -1 where there is none.
+        seed: of the random draws that belong to this image (which anchors, which RoIs), so that they depend neither
+            on the batch an image is in nor on the number of processes.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    crowds: Tensor
+    masks: Masks | None = None
+    image_id: int = -1
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> "Targets":
+        return replace(
+            self, boxes=self.boxes.to(device), labels=self.labels.to(device), crowds=self.crowds.to(device)
+        )
+
+    def pin_memory(self) -> "Targets":
+        return self  # small tensors: not worth it
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first, in pixels of the original picture.
+
+    Attributes:
+        boxes: [D, 4] float32.
+        scores: [D] float32, 0..1.
+        labels: [D] int64, 0..K-1.
+        size: (height, width) of the picture.
+        masks: per detection a COCO run-length encoding {"size": [height, width], "counts": bytes}; None for a model
+            without masks.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    size: Size
+    masks: list[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> "Detections":
+        """Only the detections with at least this score."""
+        chosen = (self.scores >= score).nonzero()[:, 0]
+        masks = None if self.masks is None else [self.masks[i] for i in chosen.tolist()]
+        return replace(
+            self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen], masks=masks
+        )
