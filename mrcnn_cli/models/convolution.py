@@ -1,0 +1,113 @@
+"""Convolution, normalisation and activation as one layer: the brick of every backbone and head."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Norm = Literal["none", "frozen_batch_norm", "batch_norm", "group_norm"]
+Activation = Literal["none", "relu", "relu6"]
+
+
+class FrozenBatchNorm(nn.Module):
+    """The four tensors of a batch norm whose statistics and affine values stay as they were loaded.
+
+    They are buffers. The arithmetic is folded into the convolution before it (`ConvNorm.forward`), which saves a pass
+    over the activations.
+
+    Args:
+        channels: C.
+        eps: added to the variance. Detectron2 and torchvision use 1e-5, EfficientNet 1e-3.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """[C] and [C]: y = x * scale + shift."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+def norm_layer(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None:
+    """The normalisation named in a recipe, or None. Group norm (Wu and He, 2018) has 32 groups, as in the paper."""
+    if norm == "frozen_batch_norm":
+        return FrozenBatchNorm(channels, eps)
+    if norm == "batch_norm":
+        return nn.BatchNorm2d(channels, eps=eps)
+    if norm == "group_norm":
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
+        return nn.GroupNorm(groups, channels, eps=eps)
+    return None
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution with its normalisation and activation. Without a normalisation it has a bias.
+
+    Args:
+        same_padding: pad as TensorFlow's SAME does: to ceil(input / stride) outputs, the odd pixel at the bottom and
+            the right. The EfficientNet weights were trained with it. Otherwise kernel // 2 on every side.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        norm: Norm = "none",
+        activation: Activation = "none",
+        eps: float = 1e-5,
+        same_padding: bool = False,
+    ):
+        uneven = same_padding and stride > 1
+        padding = 0 if uneven else kernel // 2
+        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm == "none")
+        self.pad_to = kernel - stride if uneven else 0
+        self.norm = norm_layer(norm, outputs, eps)
+        self.activation = activation
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pad_to:
+            x = functional.pad(x, self._uneven_padding(x))
+        if isinstance(self.norm, FrozenBatchNorm):
+            scale, shift = self.norm.scale_and_shift()
+            x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        else:
+            x = super().forward(x)
+            if self.norm is not None:
+                x = self.norm(x)
+        if self.activation == "relu":
+            return functional.relu(x, inplace=True)
+        if self.activation == "relu6":
+            return functional.relu6(x, inplace=True)
+        return x
+
+    def _uneven_padding(self, x: Tensor) -> list[int]:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        sides: list[int] = []
+        for length in (x.shape[-1], x.shape[-2]):  # functional.pad wants the last axis first
+            total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
+            sides += [total // 2, total - total // 2]
+        return sides
+
+
+def freeze(*modules: nn.Module) -> None:
+    """Take modules out of training: no gradients, and batch norms keep their statistics."""
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = 0.0
