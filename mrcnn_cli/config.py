@@ -97,6 +97,11 @@ def validate(schema: type[Schema], table: Mapping[str, Any], source: str = "conf
         raise UserError(f"{source}: {_describe(schema, problems[0])}{more}") from None
 
 
+def loads(text: str) -> dict[str, Any]:
+    """The tables of TOML text; ValueError if it is none."""
+    return tomllib.loads(text)
+
+
 def dumps(config: Config) -> str:
     """`config` as TOML, complete: every key with its value, keys without a value left out."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

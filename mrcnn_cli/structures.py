@@ -96,9 +96,7 @@ class Targets:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> "Targets":
-        return replace(
-            self, boxes=self.boxes.to(device), labels=self.labels.to(device), crowds=self.crowds.to(device)
-        )
+        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device), crowds=self.crowds.to(device))
 
     def pin_memory(self) -> "Targets":
         return self  # small tensors: not worth it

@@ -1,0 +1,65 @@
+"""Files of a run, written so that a crash or a full disk loses nothing."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mrcnn_cli.errors import UserError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`data` as a file, whole or not at all: a temporary file beside it, then a rename.
+
+    Raises:
+        UserError: the folder is not writable or the disk is full; what lay at `path` before is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror}; earlier files are untouched - "
+            "make room or choose another folder with --out"
+        ) from None
+
+
+def make_folder(path: Path) -> None:
+    """A folder, with its parents, that files can be written to.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made: {error.strerror}; choose another folder with --out") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: cannot be written: permission denied; choose another folder with --out")
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """One line more in a file of JSON lines."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}; make room, then go on with --resume") from None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a line cut short by a crash is left out."""
+    rows = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return rows

@@ -1,0 +1,99 @@
+"""What changes the weights: optimiser, learning rate as a function of the step, and the running average of weights."""
+
+import copy
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from mrcnn_cli.config import Config
+
+
+class TrainConfig(Config):
+    steps: int = Field(90_000, ge=1)
+    batch_size: int = Field(16, ge=1)  # images per step, over all processes
+    seed: int = Field(0, ge=0)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(0.02, gt=0)
+    backbone_factor: float = Field(1.0, ge=0, le=1)  # the backbone's share of the learning rate
+    momentum: float = Field(0.9, ge=0, lt=1)  # of SGD
+    weight_decay: float = Field(1e-4, ge=0)
+    norm_weight_decay: float = Field(0.0, ge=0)  # of normalisations and biases
+    warmup_steps: int = Field(500, ge=0)
+    warmup_factor: float = Field(1e-3, gt=0, le=1)
+    schedule: Literal["step", "cosine"] = "step"
+    decay_steps: tuple[int, ...] = (60_000, 80_000)  # of schedule = "step"
+    decay_factor: float = Field(0.1, gt=0, lt=1)
+    clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient
+    average: float | None = Field(None, gt=0, lt=1)  # decay of the exponential average of weights that is evaluated
+    save_every: int = Field(1000, ge=1)  # steps
+    evaluate_every: int | None = Field(None, ge=1)  # steps; None: only after the last one
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "TrainConfig":
+        if list(self.decay_steps) != sorted(set(self.decay_steps)):
+            raise ValueError("decay_steps must ascend")
+        return self
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of step 0, 1, ...: linear warm-up, then steps or half a cosine down to zero."""
+    if config.schedule == "cosine":
+        rest = max(config.steps - config.warmup_steps, 1)
+        passed = min(max(step - config.warmup_steps, 0) / rest, 1.0)
+        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
+    else:
+        rate = config.learning_rate * config.decay_factor ** sum(step >= decay for decay in config.decay_steps)
+    if step < config.warmup_steps:
+        progress = (step + 1) / config.warmup_steps
+        rate *= config.warmup_factor * (1 - progress) + progress
+    return rate
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser over what has gradients: backbone and the rest, each with and without weight decay.
+
+    Every group's share of the learning rate is its "factor".
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((name.startswith("backbone."), parameter.ndim < 2), []).append(parameter)
+    described = [
+        {
+            "params": parameters,
+            "factor": config.backbone_factor if in_backbone else 1.0,
+            "weight_decay": config.norm_weight_decay if is_vector else config.weight_decay,
+        }
+        for (in_backbone, is_vector), parameters in groups.items()
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(described, lr=config.learning_rate, fused=True)
+    return torch.optim.SGD(described, lr=config.learning_rate, momentum=config.momentum, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights and statistics, as a model of its own.
+
+    The decay rises with the step, so that the random start is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.model.state_dict(), model.state_dict()
+        averaged = [name for name in mine if mine[name].is_floating_point()]
+        torch._foreach_lerp_([mine[name] for name in averaged], [theirs[name] for name in averaged], weight)
+        for name in mine.keys() - averaged:
+            mine[name].copy_(theirs[name])

@@ -1,0 +1,132 @@
+"""What is in pictures: from files or arrays to detections, overlays and a COCO results list."""
+
+import glob
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrcnn_cli.data.image import SUFFIXES, normalize, read_image
+from mrcnn_cli.data.loader import images_batch
+from mrcnn_cli.engine.checkpoint import Checkpoint
+from mrcnn_cli.engine.evaluate import predict_batch
+from mrcnn_cli.engine.files import make_folder, write_bytes
+from mrcnn_cli.errors import UserError
+from mrcnn_cli.evaluation import coco
+from mrcnn_cli.structures import Detections
+from mrcnn_cli.views.overlay import draw, save_png
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture done: where it lies, what was found, and its overlay."""
+
+    path: Path
+    detections: Detections
+    overlay: Path
+
+
+def find_images(sources: Iterable[str | Path]) -> list[Path]:
+    """The image files that files, folders (with what is below them) and glob patterns name; each once, in order.
+
+    Raises:
+        UserError: a source that names none.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not files:
+                raise UserError(f"{source}: no images in this folder (known: {', '.join(sorted(SUFFIXES))})")
+        elif path.is_file():
+            files = [path]
+        else:
+            files = sorted(Path(name) for name in glob.glob(str(source), recursive=True) if Path(name).is_file())
+            if not files:
+                raise UserError(f"{source}: no such file or folder, and no file matches it as a pattern")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def predict(checkpoint: Checkpoint, images: Iterable[Any], score_threshold: float | None = None) -> list[Detections]:
+    """What is in each picture, best first, in its own pixels.
+
+    Args:
+        checkpoint: from `load`.
+        images: paths, arrays [H, W, 3] or [H, W] uint8, or PIL images.
+        score_threshold: lowest score; None: the recipe's predict.score_threshold.
+    """
+    threshold = checkpoint.config.predict.score_threshold if score_threshold is None else score_threshold
+    results = []
+    for image in images:
+        array = read_image(image) if isinstance(image, str | Path) else as_array(image)
+        results.append(_detect(checkpoint, array).above(threshold))
+    return results
+
+
+def predict_files(
+    checkpoint: Checkpoint, files: Sequence[Path], out: Path, score_threshold: float | None = None
+) -> Iterator[Prediction]:
+    """Predict each file; writes its overlay below `out`, and at the end out/predictions.json.
+
+    predictions.json is a list of COCO results: image_id (the file's place in the list, from 1), category_id, bbox,
+    score, segmentation (compressed run lengths) and file_name.
+
+    Raises:
+        UserError: a file that is no image; a folder that cannot be written.
+    """
+    threshold = checkpoint.config.predict.score_threshold if score_threshold is None else score_threshold
+    make_folder(out)
+    overlays = _overlay_paths(files, out)
+    results: list[dict[str, Any]] = []
+    for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
+        image = read_image(file)
+        found = _detect(checkpoint, image).above(threshold)
+        make_folder(overlay.parent)
+        # People should see what the network sees: a dim microscope image is drawn as it was stretched.
+        picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
+        save_png(picture, overlay)
+        results += coco.results(found, number, checkpoint.category_ids, str(file))
+        yield Prediction(file, found, overlay)
+    write_bytes(out / "predictions.json", json.dumps(results).encode())
+
+
+def as_array(image: Any) -> np.ndarray:
+    """[H, W, 3] of an array or a PIL image.
+
+    Raises:
+        UserError: neither of them, or an array of another shape.
+    """
+    if hasattr(image, "convert"):  # a PIL image, without importing PIL here
+        return np.asarray(image.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise UserError(f"an image must be [H, W, 3] or [H, W], got an array of shape {list(array.shape)}")
+    return array
+
+
+def _detect(checkpoint: Checkpoint, image: np.ndarray) -> Detections:
+    batch = images_batch([image], checkpoint.config.data)
+    return predict_batch(checkpoint.model, batch, checkpoint.device)[0]
+
+
+def _overlay_paths(files: Sequence[Path], out: Path) -> list[Path]:
+    """Where each file's overlay goes: below `out` as below the files' common folder, so that equal names stay apart."""
+    folders = [file.resolve().parent for file in files]
+    common = folders[0] if folders else Path()
+    while not all(folder.is_relative_to(common) for folder in folders):
+        common = common.parent
+    paths, taken = [], set()
+    for file, folder in zip(files, folders, strict=True):
+        path = out / folder.relative_to(common) / f"{file.stem}.png"
+        if path in taken:  # a.jpg beside a.png
+            path = path.with_name(f"{file.name}.png")
+        taken.add(path)
+        paths.append(path)
+    return paths

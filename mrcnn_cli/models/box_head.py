@@ -1,0 +1,186 @@
+"""The second stage: "Fast R-CNN" (Girshick, 2015), with the two fully connected layers of FPN (Lin et al., 2017)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.models.convolution import ConvNorm, Norm
+from mrcnn_cli.models.matching import ROI_STREAM, generator, sample
+from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors, multilevel_roi_align
+from mrcnn_cli.ops.box_coding import clip_boxes
+from mrcnn_cli.structures import Size, Targets
+
+
+class RoIConfig(Config):
+    """How a head cuts its regions out of the pyramid."""
+
+    resolution: int = Field(7, ge=1)
+    sampling_ratio: int = Field(2, ge=0)  # points per bin and axis; 0: as many as the bin has cells (Detectron2)
+    aligned: bool = True  # the half-pixel shift of Detectron2's ROIAlignV2; torchvision's models have none
+    canonical_size: float = Field(224.0, gt=0)  # a box of this size is cut from the level ...
+    canonical_level: int = 4  # ... of stride 2**canonical_level
+
+
+class BoxHeadConfig(Config):
+    roi: RoIConfig = RoIConfig()
+    num_conv: int = Field(0, ge=0)
+    conv_channels: int = Field(256, ge=1)
+    norm: Norm = "none"  # of the convolutions
+    num_fc: int = Field(2, ge=1)
+    fc_channels: int = Field(1024, ge=1)
+    class_agnostic: bool = False  # one box for all classes
+    positive_iou: float = Field(0.5, gt=0, le=1)
+    samples_per_image: int = Field(512, ge=1)
+    positive_fraction: float = Field(0.25, gt=0, le=1)
+    smooth_l1_beta: float = Field(1.0, ge=0)  # 1/9 in torchvision, 0 in Detectron2
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    score_threshold: float = Field(0.05, ge=0, lt=1)
+    nms_threshold: float = Field(0.5, gt=0, le=1)
+    detections_per_image: int = Field(100, ge=1)
+    min_size: float = Field(0.0, ge=0)  # pixels; sides of a detection are longer than that; 0.01 in torchvision
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The proposals of one image that train the heads: positives first.
+
+    Attributes:
+        boxes: [S, 4].
+        labels: [S], background is K.
+        objects: [P] index of each positive's object.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    objects: Tensor
+
+    @property
+    def positive_boxes(self) -> Tensor:
+        return self.boxes[: len(self.objects)]
+
+    @property
+    def positive_labels(self) -> Tensor:
+        return self.labels[: len(self.objects)]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Boxes found in one image, best first, in pixels of the network's input: [D, 4], [D], [D]."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+class BoxHead(nn.Module):
+    """Class and box of each proposal.
+
+    Args:
+        config: layers, thresholds and numbers.
+        channels: of the feature maps.
+        strides: of the feature maps that regions are cut from, finest first.
+        num_classes: K, without background.
+    """
+
+    def __init__(self, config: BoxHeadConfig, channels: int, strides: Sequence[int], num_classes: int):
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.scales = [1 / stride for stride in strides]
+        self.convs, inputs = nn.Sequential(), channels
+        for _ in range(config.num_conv):
+            self.convs.append(ConvNorm(inputs, config.conv_channels, 3, norm=config.norm, activation="relu"))
+            inputs = config.conv_channels
+        inputs *= config.roi.resolution**2
+        self.fcs = nn.ModuleList()
+        for _ in range(config.num_fc):
+            self.fcs.append(nn.Linear(inputs, config.fc_channels))
+            inputs = config.fc_channels
+        self.logits = nn.Linear(inputs, num_classes + 1)
+        self.deltas = nn.Linear(inputs, 4 * (1 if config.class_agnostic else num_classes))
+        for layer, deviation in ((self.logits, 0.01), (self.deltas, 0.001)):  # "Fast R-CNN", section 4
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits [R, K + 1] and deltas [R, K or 1, 4] of all boxes of the batch, image after image.
+
+        Args:
+            features: maps [N, C, H_l, W_l] at the strides given.
+            boxes: per image [R_i, 4].
+        """
+        roi = self.config.roi
+        regions = multilevel_roi_align(
+            list(features[: len(self.scales)]),
+            list(boxes),
+            roi.resolution,
+            self.scales,
+            roi.sampling_ratio,
+            roi.aligned,
+            roi.canonical_size,
+            roi.canonical_level,
+        )
+        # Row-major over (channel, y, x), as every other implementation flattens, so that weights can be exchanged.
+        hidden = self.convs(regions).flatten(1)
+        for fc in self.fcs:
+            hidden = functional.relu(fc(hidden), inplace=True)
+        return self.logits(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], targets: Sequence[Targets]) -> list[Sampled]:
+        """Proposals and the objects' own boxes, matched and sampled, per image."""
+        config, samples = self.config, []
+        for boxes, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([boxes, target.boxes])
+            matched = match_anchors(boxes, target.boxes, config.positive_iou, config.positive_iou, ignore=target.crowds)
+            random = generator(target, ROI_STREAM)
+            positives, negatives = sample(matched, config.samples_per_image, config.positive_fraction, random)
+            objects = matched[positives]
+            background = torch.full_like(negatives, self.num_classes)
+            samples.append(
+                Sampled(
+                    boxes[torch.cat([positives, negatives])], torch.cat([target.labels[objects], background]), objects
+                )
+            )
+        return samples
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, samples: Sequence[Sampled], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """`loss_class`: mean cross entropy; `loss_box`: smooth L1 of the positives' deltas over all samples."""
+        config = self.config
+        labels = torch.cat([s.labels for s in samples])
+        positive = (labels < self.num_classes).nonzero()[:, 0]
+        slot = torch.zeros_like(labels[positive]) if config.class_agnostic else labels[positive]
+        wanted = encode(
+            torch.cat([target.boxes[s.objects] for s, target in zip(samples, targets, strict=True)]),
+            torch.cat([s.positive_boxes for s in samples]),
+            config.box_weights,
+        )
+        count = max(len(labels), 1)
+        box = functional.smooth_l1_loss(deltas[positive, slot], wanted, reduction="sum", beta=config.smooth_l1_beta)
+        return {
+            "loss_class": functional.cross_entropy(logits, labels, reduction="sum") / count,
+            "loss_box": box / count,
+        }
+
+    @torch.no_grad()
+    def found(self, logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
+        """The detections of each image: decoded, clipped, above the threshold, after NMS per class."""
+        config, result = self.config, []
+        counts = [len(boxes) for boxes in proposals]
+        all_scores = functional.softmax(logits, -1)[:, :-1].split(counts)
+        all_boxes = decode(deltas, torch.cat(list(proposals))[:, None], config.box_weights).split(counts)
+        for scores, boxes, size in zip(all_scores, all_boxes, sizes, strict=True):
+            boxes = clip_boxes(boxes, size).expand(-1, self.num_classes, 4)
+            sides = boxes[..., 2:] - boxes[..., :2]
+            usable = (scores > config.score_threshold) & (sides > config.min_size).all(-1)
+            row, label = usable.nonzero().unbind(1)
+            boxes, scores = boxes[row, label], scores[row, label]
+            keep = batched_nms(boxes, scores, label, config.nms_threshold)[: config.detections_per_image]
+            result.append(Found(boxes[keep], scores[keep], label[keep]))
+        return result

@@ -1,0 +1,71 @@
+"""Faster R-CNN: "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks" (Ren et al., 2015)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.models.backbones import BackboneConfig, build_backbone
+from mrcnn_cli.models.box_head import BoxHead, BoxHeadConfig
+from mrcnn_cli.models.fpn import FPN, FPNConfig
+from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
+from mrcnn_cli.models.results import detections
+from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
+from mrcnn_cli.structures import Detections, ImageBatch, Targets
+
+
+class FasterRCNNConfig(Config):
+    name: Literal["faster_rcnn"]
+    num_classes: int | None = Field(None, ge=1)  # None: as many as the data has
+    pixels: PixelsConfig = PixelsConfig()
+    backbone: BackboneConfig
+    fpn: FPNConfig = FPNConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    rpn: RPNConfig = RPNConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+
+    @model_validator(mode="after")
+    def _levels(self) -> "FasterRCNNConfig":
+        check_levels(self.anchors, self.fpn)
+        return self
+
+
+class FasterRCNN(nn.Module):
+    """Pixels -> backbone -> pyramid -> proposals -> classes and boxes.
+
+    Args:
+        config: the parts' recipes.
+        num_classes: K, without background.
+    """
+
+    def __init__(self, config: FasterRCNNConfig, num_classes: int):
+        super().__init__()
+        self.preprocess = Preprocess(config.pixels)
+        self.backbone = build_backbone(config.backbone, len(config.pixels.mean))
+        self.fpn = FPN(config.fpn, self.backbone.channels, self.backbone.strides)
+        self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
+        self.box_head = BoxHead(config.box_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
+
+    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The losses of a batch, by name; their sum is what training makes small."""
+        features = self.fpn(self.backbone(self.preprocess(images)))
+        logits, deltas, anchors = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        samples = self.box_head.sample(proposals, targets)
+        class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
+        return {
+            **self.rpn.losses(logits, deltas, anchors, targets),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets),
+        }
+
+    def predict(self, images: ImageBatch) -> list[Detections]:
+        """What is in each image, in pixels of the original pictures."""
+        features = self.fpn(self.backbone(self.preprocess(images)))
+        proposals = self.rpn.proposals(*self.rpn(features), images.sizes)
+        found = self.box_head.found(*self.box_head(features, proposals), proposals, images.sizes)
+        return [
+            detections(f, size, original)
+            for f, size, original in zip(found, images.sizes, images.original_sizes, strict=True)
+        ]

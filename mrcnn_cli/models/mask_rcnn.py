@@ -1,0 +1,82 @@
+"""Mask R-CNN: "Mask R-CNN" (He et al., 2017)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.models.backbones import BackboneConfig, build_backbone
+from mrcnn_cli.models.box_head import BoxHead, BoxHeadConfig
+from mrcnn_cli.models.fpn import FPN, FPNConfig
+from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
+from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
+from mrcnn_cli.models.results import detections
+from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
+from mrcnn_cli.structures import Detections, ImageBatch, Targets
+
+
+class MaskRCNNConfig(Config):
+    name: Literal["mask_rcnn"]
+    num_classes: int | None = Field(None, ge=1)  # None: as many as the data has
+    pixels: PixelsConfig = PixelsConfig()
+    backbone: BackboneConfig
+    fpn: FPNConfig = FPNConfig()
+    anchors: AnchorsConfig = AnchorsConfig()
+    rpn: RPNConfig = RPNConfig()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    mask_head: MaskHeadConfig = MaskHeadConfig()
+
+    @model_validator(mode="after")
+    def _levels(self) -> "MaskRCNNConfig":
+        check_levels(self.anchors, self.fpn)
+        return self
+
+
+class MaskRCNN(nn.Module):
+    """Pixels -> backbone -> pyramid -> proposals -> classes and boxes -> masks.
+
+    Args:
+        config: the parts' recipes.
+        num_classes: K, without background.
+    """
+
+    def __init__(self, config: MaskRCNNConfig, num_classes: int):
+        super().__init__()
+        self.preprocess = Preprocess(config.pixels)
+        self.backbone = build_backbone(config.backbone, len(config.pixels.mean))
+        self.fpn = FPN(config.fpn, self.backbone.channels, self.backbone.strides)
+        self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
+        self.box_head = BoxHead(config.box_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
+        self.mask_head = MaskHead(config.mask_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
+
+    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """The losses of a batch, by name; their sum is what training makes small."""
+        features = self.fpn(self.backbone(self.preprocess(images)))
+        logits, deltas, anchors = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        samples = self.box_head.sample(proposals, targets)
+        class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
+        # Only the positives have a mask to learn.
+        mask_logits = self.mask_head(
+            features, [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
+        )
+        return {
+            **self.rpn.losses(logits, deltas, anchors, targets),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets),
+            **self.mask_head.losses(mask_logits, samples, targets),
+        }
+
+    def predict(self, images: ImageBatch) -> list[Detections]:
+        """What is in each image, in pixels of the original pictures, with masks."""
+        features = self.fpn(self.backbone(self.preprocess(images)))
+        proposals = self.rpn.proposals(*self.rpn(features), images.sizes)
+        found = self.box_head.found(*self.box_head(features, proposals), proposals, images.sizes)
+        # Masks are cut at the final boxes, not at the proposals.
+        mask_logits = self.mask_head(features, [f.boxes for f in found], [f.labels for f in found])
+        probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
+        return [
+            detections(f, size, original, masks, self.mask_head.config.threshold)
+            for f, size, original, masks in zip(found, images.sizes, images.original_sizes, probabilities, strict=True)
+        ]

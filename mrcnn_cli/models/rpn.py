@@ -1,0 +1,177 @@
+"""Region proposal network: "Faster R-CNN" (Ren et al., 2015), section 3.1, on pyramids as in FPN (Lin et al., 2017)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.models.convolution import ConvNorm, Norm
+from mrcnn_cli.models.fpn import FPNConfig
+from mrcnn_cli.models.matching import RPN_STREAM, generator, sample
+from mrcnn_cli.ops import batched_nms, decode, encode, grid_anchors, match_anchors
+from mrcnn_cli.ops.box_coding import clip_boxes
+from mrcnn_cli.structures import Size, Targets
+
+
+class AnchorsConfig(Config):
+    sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))  # pixels, per level, finest first
+    ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    rounded: bool = False  # corners of the base anchors rounded to whole pixels, as torchvision does
+    offset: float = 0.0  # of the first centre, in strides
+
+    @model_validator(mode="after")
+    def _usable(self) -> "AnchorsConfig":
+        if len({len(level) for level in self.sizes}) != 1 or not self.sizes[0] or not self.ratios:
+            raise ValueError("sizes must have the same number of entries (at least one) for every level, ratios one")
+        if min(min(level) for level in self.sizes) <= 0 or min(self.ratios) <= 0:
+            raise ValueError("sizes and ratios must be positive")
+        return self
+
+
+def check_levels(anchors: AnchorsConfig, fpn: FPNConfig) -> None:
+    """ValueError unless there are anchor sizes for every level of the pyramid (four from the backbone, and its top)."""
+    levels = 5 if fpn.top == "pool" else 4
+    if len(anchors.sizes) != levels:
+        raise ValueError(f"anchors.sizes has {len(anchors.sizes)} levels, fpn has {levels}: one list per level")
+
+
+class RPNConfig(Config):
+    num_conv: int = Field(1, ge=1)
+    norm: Norm = "none"
+    positive_iou: float = Field(0.7, gt=0, le=1)
+    negative_iou: float = Field(0.3, ge=0, le=1)
+    samples_per_image: int = Field(256, ge=1)
+    positive_fraction: float = Field(0.5, gt=0, le=1)
+    # What the losses of the sampled anchors are divided by: their number (torchvision), or samples_per_image for
+    # every image, sampled or not (Detectron2).
+    loss_denominator: Literal["sampled", "samples_per_image"] = "sampled"
+    smooth_l1_beta: float = Field(1 / 9, ge=0)  # 0 is the plain L1 of Detectron2
+    box_weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    # Best anchors by score per level, then those left by NMS over all levels; in training and otherwise.
+    pre_nms_top_n_train: int = Field(2000, ge=1)
+    pre_nms_top_n: int = Field(1000, ge=1)
+    post_nms_top_n_train: int = Field(2000, ge=1)
+    post_nms_top_n: int = Field(1000, ge=1)
+    nms_threshold: float = Field(0.7, gt=0, le=1)
+    min_size: float = Field(1e-3, ge=0)  # pixels; sides of a proposal are longer than that
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RPNConfig":
+        if self.negative_iou > self.positive_iou:
+            raise ValueError("negative_iou must not exceed positive_iou")
+        return self
+
+
+class RPN(nn.Module):
+    """Objectness and box deltas for every anchor; from them losses and proposals.
+
+    Args:
+        config: thresholds and numbers.
+        anchors: their sizes and ratios.
+        channels: of the feature maps.
+        strides: of the feature maps, finest first.
+    """
+
+    def __init__(self, config: RPNConfig, anchors: AnchorsConfig, channels: int, strides: Sequence[int]):
+        super().__init__()
+        self.config, self.anchors_config, self.strides = config, anchors, tuple(strides)
+        per_cell = len(anchors.sizes[0]) * len(anchors.ratios)
+        self.convs = nn.Sequential(
+            *(ConvNorm(channels, channels, 3, norm=config.norm, activation="relu") for _ in range(config.num_conv))
+        )
+        self.logits = nn.Conv2d(channels, per_cell, 1)
+        self.deltas = nn.Conv2d(channels, 4 * per_cell, 1)
+        for conv in (*self.convs, self.logits, self.deltas):
+            nn.init.normal_(conv.weight, std=0.01)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """What the network says of every anchor, by level.
+
+        Args:
+            features: maps [N, C, H_l, W_l] of all levels.
+
+        Returns:
+            logits [N, A_l], deltas [N, A_l, 4] and anchors [A_l, 4], with A_l anchors in the order y, x, anchor.
+        """
+        logits, deltas, anchors = [], [], []
+        for level, feature in enumerate(features):
+            hidden = self.convs(feature)
+            count = len(feature)
+            logits.append(self.logits(hidden).permute(0, 2, 3, 1).reshape(count, -1).float())
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(count, -1, 4).float())
+            anchors.append(
+                grid_anchors(
+                    self.anchors_config.sizes[level],
+                    self.anchors_config.ratios,
+                    (int(feature.shape[-2]), int(feature.shape[-1])),
+                    self.strides[level],
+                    rounded=self.anchors_config.rounded,
+                    offset=self.anchors_config.offset,
+                    device=feature.device,
+                )
+            )
+        return logits, deltas, anchors
+
+    def losses(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Sequence[Targets]
+    ) -> dict[str, Tensor]:
+        """`loss_rpn_objectness`: binary cross entropy; `loss_rpn_box`: smooth L1 of the positives' deltas."""
+        config = self.config
+        all_logits, all_deltas, all_anchors = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
+        chosen_logits, chosen_deltas, truths, wanted = [], [], [], []
+        for i, target in enumerate(targets):
+            matched = match_anchors(
+                all_anchors, target.boxes, config.negative_iou, config.positive_iou, True, target.crowds
+            )
+            random = generator(target, RPN_STREAM)
+            positives, negatives = sample(matched, config.samples_per_image, config.positive_fraction, random)
+            chosen = torch.cat([positives, negatives])
+            chosen_logits.append(all_logits[i, chosen])
+            truths.append((torch.arange(len(chosen), device=chosen.device) < len(positives)).float())
+            chosen_deltas.append(all_deltas[i, positives])
+            wanted.append(encode(target.boxes[matched[positives]], all_anchors[positives], config.box_weights))
+        truth = torch.cat(truths)
+        denominator = config.samples_per_image * len(targets)
+        if config.loss_denominator == "sampled":
+            denominator = max(len(truth), 1)
+        objectness = functional.binary_cross_entropy_with_logits(torch.cat(chosen_logits), truth, reduction="sum")
+        box = functional.smooth_l1_loss(
+            torch.cat(chosen_deltas), torch.cat(wanted), reduction="sum", beta=config.smooth_l1_beta
+        )
+        return {"loss_rpn_objectness": objectness / denominator, "loss_rpn_box": box / denominator}
+
+    @torch.no_grad()
+    def proposals(
+        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Sequence[Size]
+    ) -> list[Tensor]:
+        """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n.
+
+        Only the best anchors of each level, by logit, are decoded. Levels never suppress one another.
+        """
+        config = self.config
+        before, after = config.pre_nms_top_n, config.post_nms_top_n
+        if self.training:
+            before, after = config.pre_nms_top_n_train, config.post_nms_top_n_train
+        boxes, scores, levels = [], [], []
+        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
+            best, index = logit.topk(min(before, logit.shape[1]), dim=1)
+            boxes.append(decode(delta.gather(1, index[..., None].expand(-1, -1, 4)), anchor[index], config.box_weights))
+            scores.append(best)
+            levels.append(torch.full_like(index, level))
+        all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
+        proposals = []
+        for image, size in enumerate(sizes):
+            clipped = clip_boxes(all_boxes[image], size)
+            sides = clipped[:, 2:] - clipped[:, :2]
+            # Not finite sides fail the comparison too, so that a wild delta is no proposal.
+            usable = ((sides > config.min_size).all(1) & all_scores[image].isfinite()).nonzero()[:, 0]
+            clipped = clipped[usable]
+            keep = batched_nms(clipped, all_scores[image, usable], all_levels[image, usable], config.nms_threshold)
+            proposals.append(clipped[keep[:after]])
+        return proposals
