@@ -1,0 +1,90 @@
+#pragma once
+// The only door to Torch's headers: tensors, checks with readable messages, dispatch, parallel loops, the CUDA stream.
+// Everything here is Torch's stable ABI at TORCH_TARGET_VERSION, which setup.py sets.
+#if defined(MRCNN_CUDA) && !defined(USE_CUDA)
+#define USE_CUDA
+#endif
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <ostream>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+#ifdef MRCNN_CUDA
+// Weak: a CPU-only Torch has no such function and must still be able to load the library.
+#pragma weak aoti_torch_get_current_cuda_stream
+#endif
+
+namespace mrcnn {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+// Prints a tensor's shape as "[3, 4]"; nothing is formatted unless a check fails.
+struct ShapeOf {
+  const Tensor& tensor;
+};
+
+inline std::ostream& operator<<(std::ostream& stream, const ShapeOf& shape) {
+  stream << "[";
+  for (int64_t d = 0; d < shape.tensor.dim(); ++d) stream << (d ? ", " : "") << shape.tensor.size(d);
+  return stream << "]";
+}
+
+// Raises a RuntimeError in Python that reads as the parts one after another.
+template <typename... Parts>
+inline void check(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+         type == ScalarType::BFloat16;
+}
+
+// True if memory runs channels first within a pixel, then x, y, image. Strides of dimensions of size one don't matter.
+inline bool is_channels_last(const Tensor& image) {
+  if (image.dim() != 4) return false;
+  int64_t expected = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (image.size(d) != 1 && image.stride(d) != expected) return false;
+    expected *= image.size(d);
+  }
+  return true;
+}
+
+inline Tensor converted(const Tensor& tensor, ScalarType type) {
+  return torch::stable::contiguous(tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type));
+}
+
+#ifdef MRCNN_CUDA
+inline void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  check(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch was built without CUDA");
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+// Launchers return nullptr, or CUDA's own words for what went wrong.
+inline void check_launch(const char* op, const char* failure) {
+  check(failure == nullptr, op, ": CUDA error: ", failure == nullptr ? "" : failure);
+}
+#endif
+
+}  // namespace mrcnn
