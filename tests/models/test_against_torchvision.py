@@ -45,7 +45,7 @@ def test_detections_equal_torchvisions():
         expected, detections = theirs.eval()(their_images), ours.eval().predict(images)
     for there, here in zip(expected, detections, strict=True):
         assert len(here) == len(there["scores"]) > 0
-        torch.testing.assert_close(here.scores, there["scores"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(here.scores, there["scores"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(here.boxes, there["boxes"], rtol=0, atol=1e-2)
         assert torch.equal(here.labels, there["labels"] - 1)
 
@@ -65,4 +65,4 @@ def test_mask_probabilities_equal_torchvisions():
         pooled = theirs.roi_heads.mask_roi_pool(named, boxes, images.sizes)
         theirs.roi_heads.mask_predictor(theirs.roi_heads.mask_head(pooled))
     expected = captured["logits"][torch.arange(3), torch.cat(labels) + 1]
-    torch.testing.assert_close(ours_logits.sigmoid(), expected.sigmoid(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours_logits.sigmoid(), expected.sigmoid(), rtol=0, atol=1e-4)
