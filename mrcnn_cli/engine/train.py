@@ -176,7 +176,7 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     set_learning_rate(trainer.optimizer, rate)
     losses = trainer.model(images, targets)
     total = torch.stack(list(losses.values())).sum()
-    values = {name: float(loss) for name, loss in losses.items()}
+    values = {name: float(loss.detach()) for name, loss in losses.items()}
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise UserError(
@@ -191,7 +191,7 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     trainer.step += 1
     if trainer.average is not None:
         trainer.average.update(trainer.model, trainer.step)
-    return {"loss": float(total), **values, "learning_rate": rate}
+    return {"loss": float(total.detach()), **values, "learning_rate": rate}
 
 
 def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:

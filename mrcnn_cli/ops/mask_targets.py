@@ -70,7 +70,7 @@ def _rasterize(polygons: Sequence[Sequence[float]], box: np.ndarray, size: int, 
     for polygon in polygons:
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         points = points @ affine[:, :2].T + affine[:, 2]
-        moved.append(((points - box[:2]) * scale).reshape(-1))
+        moved.append(((points - box[:2]) * scale).reshape(-1).tolist())
     merged = coco_mask.merge(coco_mask.frPyObjects(moved, size, size))
     return coco_mask.decode(merged).astype(np.float32)
 
