@@ -1,7 +1,7 @@
 """Files of weights: safetensors with the recipe inside, written aside and renamed, so that a crash loses nothing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,13 @@ def weights_file(path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+def load(path: str | Path, device: str | torch.device = "cpu", overrides: Iterable[str] = ()) -> Checkpoint:
     """A model ready to predict, from a run folder or a checkpoint.
+
+    Args:
+        path: of either of them.
+        device: where the model shall be.
+        overrides: of the recipe that is kept with the weights, such as "model.box_head.nms_threshold=0.6".
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one whose weights do not fit its recipe.
@@ -107,7 +112,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
         table, categories, step = recipes.loads(about["config"]), json.loads(about["categories"]), int(about["step"])
     except (KeyError, ValueError) as error:
         raise UserError(f"{file}: holds no weights to predict with ({error}); give best.safetensors") from None
-    config = recipes.validate(RunConfig, table, str(file))
+    config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
     model = build_model(config.model, len(categories))
     load_weights(model, tensors, str(file))
     model.to(device, memory_format=torch.channels_last).eval()

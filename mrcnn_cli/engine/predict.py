@@ -2,7 +2,7 @@
 
 import glob
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,23 @@ def predict(checkpoint: Checkpoint, images: Iterable[Any], score_threshold: floa
 
 
 def predict_files(
-    checkpoint: Checkpoint, files: Sequence[Path], out: Path, score_threshold: float | None = None
+    checkpoint: Checkpoint,
+    files: Sequence[Path],
+    out: Path,
+    score_threshold: float | None = None,
+    on_unreadable: Callable[[Path, UserError], None] | None = None,
 ) -> Iterator[Prediction]:
     """Predict each file; writes its overlay below `out`, and at the end out/predictions.json.
 
     predictions.json is a list of COCO results: image_id (the file's place in the list, from 1), category_id, bbox,
     score, segmentation (compressed run lengths) and file_name.
+
+    Args:
+        checkpoint: from `load`.
+        files: images.
+        out: the folder to write to.
+        score_threshold: lowest score; None: the recipe's predict.score_threshold.
+        on_unreadable: told of each file that is no image, which is then left out; None: the first one ends it all.
 
     Raises:
         UserError: a file that is no image; a folder that cannot be written.
@@ -84,7 +95,13 @@ def predict_files(
     overlays = _overlay_paths(files, out)
     results: list[dict[str, Any]] = []
     for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
-        image = read_image(file)
+        try:
+            image = read_image(file)
+        except UserError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(file, error)
+            continue
         found = _detect(checkpoint, image).above(threshold)
         make_folder(overlay.parent)
         # People should see what the network sees: a dim microscope image is drawn as it was stretched.

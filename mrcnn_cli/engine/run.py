@@ -203,7 +203,7 @@ def environment(device: torch.device) -> str:
         f"python {platform.python_version()}",
         f"torch {torch.__version__}",
         f"platform {platform.platform()}",
-        f"cpu {_processor()}, {torch.get_num_threads()} threads",
+        f"cpu {processor()}, {torch.get_num_threads()} threads",
     ]
     if device.type == "cuda":
         lines.append(f"gpu {torch.cuda.get_device_name(device)}, cuda {torch.version.cuda}")
@@ -263,7 +263,8 @@ def _object_scales(config: RunConfig, train: Dataset) -> list[tuple[torch.Tensor
     ]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     try:
         match = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     except OSError:
