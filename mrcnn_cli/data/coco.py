@@ -1,0 +1,462 @@
+"""Data sets in COCO's format (https://cocodataset.org/#format-data), checked and repaired as they are read."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from mrcnn_cli.data.annotations import AnnotationBuilder, Annotations, ImageAnnotations, ImageRecord, Segmentation
+from mrcnn_cli.data.image import image_size, read_image
+from mrcnn_cli.data.masks import compressed, run_lengths, visible_box
+from mrcnn_cli.errors import UserError
+
+NEEDED = "COCO needs an object with the lists 'images', 'annotations' and 'categories'"
+# Boxes in COCO's files are rounded to hundredths: one that leaves the image by less is no fault.
+SLACK = 0.05
+_WORDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+
+
+class Dataset:
+    """Images and their annotated objects.
+
+    Attributes:
+        classes: names, in label order.
+        category_ids: label -> id of the annotation file.
+        images: the images, in the file's order.
+        annotations: per image its objects.
+        warnings: what was repaired or left out, one counted line for each kind of fault.
+        has_masks: whether each object has a mask (else none has).
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        classes: Sequence[str],
+        category_ids: Sequence[int],
+        images: list[ImageRecord],
+        annotations: Annotations,
+        warnings: list[str],
+    ):
+        self.source = source
+        self.classes = tuple(classes)
+        self.category_ids = tuple(category_ids)
+        self.images = images
+        self.annotations = annotations
+        self.warnings = warnings
+        self.has_masks = annotations.has_masks
+
+    @classmethod
+    def read(cls, images: str | Path, annotations: str | Path, *, classes: Sequence[str] | None = None) -> "Dataset":
+        """The data set of a folder of images and a COCO file.
+
+        Boxes without area, outside of the image or not finite, and annotations without a mask in a file that has masks
+        are left out; boxes that leave the image are clipped; what is missing and can be computed is computed. Each is
+        counted in `warnings`. Images without objects stay: they show what is background.
+
+        Args:
+            images: the folder in which the file's `file_name`s lie.
+            annotations: the JSON file.
+            classes: names in label order, of a model or of the training images; None: the file's, by category id.
+
+        Raises:
+            UserError: a file that is missing, not COCO or contradicts itself; a listed image that does not exist;
+                a category that is not among `classes`.
+        """
+        return _Reader(Path(images), Path(annotations)).read(classes)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def sample(self, index: int) -> tuple[np.ndarray, ImageAnnotations]:
+        """One picture as `read_image` gives it, and its objects.
+
+        Raises:
+            UserError: the file is no image, or of another size than the annotation file says.
+        """
+        return self.read_image(index), self.annotations[index]
+
+    def read_image(self, index: int) -> np.ndarray:
+        """One picture [H, W, 3] as `mrcnn_cli.data.image.read_image` gives it.
+
+        Raises:
+            UserError: the file is no image, or of another size than the annotation file says.
+        """
+        record = self.images[index]
+        image = read_image(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            raise UserError(self._wrong_size(record, image.shape[0], image.shape[1]))
+        return image
+
+    def boxes_by_image(self) -> Iterator[tuple[ImageRecord, np.ndarray]]:
+        """Each image with the boxes [G, 4] of its objects, crowds left out, in pixels of the picture."""
+        store = self.annotations
+        for record, start, end in zip(self.images, store.first[:-1], store.first[1:], strict=True):
+            yield record, store.boxes[start:end][~store.crowds[start:end]]
+
+    def check_trainable(self) -> None:
+        """Nothing, where there is something to learn.
+
+        Raises:
+            UserError: no image has an object.
+        """
+        if self.annotations.crowds.all():
+            left_out = f" ({'; '.join(self.warnings)})" if self.warnings else ""
+            raise UserError(
+                f"{self.source}: no image has an object to learn from{left_out}; add annotations (crowds do not count)"
+            )
+
+    def coco(self) -> dict[str, Any]:
+        """The data set after all repairs as a COCO file's content: the truth for evaluation, crowds included.
+
+        pycocotools takes an object of id 0 for one that was not found; here it has another id.
+        """
+        store = self.annotations
+        free = int(store.ids.max(initial=0)) + 1
+        annotations: list[dict[str, Any]] = []
+        for record, start, end in zip(self.images, store.first[:-1].tolist(), store.first[1:].tolist(), strict=True):
+            for a in range(start, end):
+                annotation = {
+                    "id": int(store.ids[a]) or free,
+                    "image_id": record.id,
+                    "category_id": self.category_ids[store.labels[a]],
+                    "bbox": store.bboxes[a].tolist(),
+                    "area": float(store.areas[a]),
+                    "iscrowd": int(store.crowds[a]),
+                }
+                if self.has_masks:
+                    segmentation = store.segmentation(a, record)
+                    if isinstance(segmentation, dict):
+                        segmentation["counts"] = segmentation["counts"].decode("ascii")
+                    annotation["segmentation"] = segmentation
+                annotations.append(annotation)
+        return {
+            "info": {},
+            "licenses": [],
+            "images": [
+                {"id": record.id, "file_name": record.file_name, "height": record.height, "width": record.width}
+                for record in self.images
+            ],
+            "categories": [
+                {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+            ],
+            "annotations": annotations,
+        }
+
+    def _wrong_size(self, record: ImageRecord, height: int, width: int) -> str:
+        said = (record.height, record.width)
+        message = f"{record.path}: is {height} x {width} (height x width), but {self.source} says {said[0]} x {said[1]}"
+        if image_size(record.path, upright=False) == said:
+            return (
+                f"{message}, its size before the file's EXIF orientation turns it; remove that tag if the annotations "
+                "were made on the unturned picture, else turn the annotations"
+            )
+        return f"{message}; annotations only fit the picture they were made on: put it back, or correct the file"
+
+
+class _Repairs:
+    """Counts of what was repaired or left out, with the first example of each."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def note(self, what: str, remedy: str, example: str) -> None:
+        """`what` in the singular, its first word the thing that is counted."""
+        count, first = self.found.get((what, remedy), (0, example))
+        self.found[what, remedy] = (count + 1, first)
+
+    def lines(self) -> list[str]:
+        lines = []
+        for (what, remedy), (count, first) in self.found.items():
+            thing, _, rest = what.partition(" ")
+            lines.append(f"{count} {thing}{'s' if count > 1 else ''} {rest} {remedy} (first: {first})")
+        return lines
+
+
+class _Reader:
+    """Reads one file."""
+
+    def __init__(self, folder: Path, path: Path):
+        self.folder, self.path = folder, path
+        self.repairs = _Repairs()
+
+    def read(self, classes: Sequence[str] | None) -> Dataset:
+        content = self._content()
+        names = self._categories(content["categories"])
+        records = self._images(content["images"])
+        if classes is None:
+            classes = [names[number] for number in sorted(names)]
+        unknown = [name for name in names.values() if name not in classes]
+        if unknown:
+            raise UserError(
+                f"{self.path}: has the categories {_some(unknown)}, which are not among the classes {_some(classes)}; "
+                "rename or remove them, or set data.classes"
+            )
+        numbers = {name: number for number, name in names.items()}
+        free = max(numbers.values(), default=0)
+        category_ids = []
+        for name in classes:  # a class that the file does not have gets an id that it does not have
+            free += name not in numbers
+            category_ids.append(numbers.get(name, free))
+        labels = {number: classes.index(name) for number, name in names.items()}
+        annotations = self._annotations(content["annotations"], records, labels)
+        return Dataset(self.path, classes, category_ids, records, annotations, self.repairs.lines())
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            content = json.loads(self.path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no such annotation file; check the path") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}; name a COCO JSON file") from None
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UserError(f"{self.path}: not JSON: {error}; {NEEDED}") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{self.path}: holds {_kind(content)} at the top; {NEEDED}")
+        for key in ("images", "annotations", "categories"):
+            if key not in content:
+                raise UserError(f"{self.path}: has no '{key}' (but {_some(list(content)) or 'nothing'}); {NEEDED}")
+            if not isinstance(content[key], list):
+                raise UserError(f"{self.path}: '{key}' is {_kind(content[key])}; {NEEDED}")
+            for place, entry in enumerate(content[key]):
+                if not isinstance(entry, dict):
+                    raise UserError(f"{self.path}: {key}[{place}] is {_kind(entry)} instead of an object; {NEEDED}")
+        return content
+
+    def _categories(self, entries: list[dict[str, Any]]) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for place, entry in enumerate(entries):
+            where = f"categories[{place}]"
+            number = self._whole(entry, "id", where)
+            name = self._text(entry, "name", where)
+            if number in names:
+                raise UserError(f"{self.path}: two categories have the id {number}; give each its own")
+            if name in names.values():
+                raise UserError(f"{self.path}: two categories have the name '{name}'; merge or rename them")
+            names[number] = name
+        if not names:
+            raise UserError(f"{self.path}: 'categories' is empty; name at least one class of objects there")
+        return names
+
+    def _images(self, entries: list[dict[str, Any]]) -> list[ImageRecord]:
+        if not entries:
+            raise UserError(f"{self.path}: 'images' is empty; list at least one image")
+        seen: set[int] = set()
+        names: list[str] = []
+        for place, entry in enumerate(entries):
+            number = self._whole(entry, "id", f"images[{place}]")
+            if number in seen:
+                raise UserError(f"{self.path}: two images have the id {number}; give each its own")
+            seen.add(number)
+            names.append(self._text(entry, "file_name", f"image {number}"))
+        self._check_presence(names)
+        return [self._record(entry, name) for entry, name in zip(entries, names, strict=True)]
+
+    def _record(self, entry: dict[str, Any], name: str) -> ImageRecord:
+        if entry.get("height") is None or entry.get("width") is None:
+            height, width = image_size(self.folder / name)
+            self.repairs.note("image without height and width", "taken from the file", name)
+        else:
+            height, width = (self._whole(entry, key, f"image {name}") for key in ("height", "width"))
+            if height < 1 or width < 1:
+                raise UserError(f"{self.path}: image {name} is said to be {height} x {width}; correct its size")
+        return ImageRecord(int(entry["id"]), name, height, width, self.folder)
+
+    def _check_presence(self, names: list[str]) -> None:
+        """One listing of each folder: asking for each file takes minutes on a network drive."""
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no such folder of images; check the path")
+        present: dict[str, set[str]] = {}
+        missing = []
+        for name in names:
+            parent, _, last = name.rpartition("/")
+            if parent not in present:
+                try:
+                    with os.scandir(self.folder / (parent or ("/" if name.startswith("/") else ""))) as entries:
+                        present[parent] = {entry.name for entry in entries}
+                except OSError:
+                    present[parent] = set()
+            if last not in present[parent]:
+                missing.append(name)
+        if missing:
+            raise UserError(
+                f"{self.folder / missing[0]}: listed in {self.path} but does not exist "
+                f"({len(missing)} of {len(names)} images are missing); check the folder, or remove them from the file"
+            )
+
+    def _annotations(
+        self, entries: list[dict[str, Any]], records: list[ImageRecord], labels: dict[int, int]
+    ) -> Annotations:
+        builder = AnnotationBuilder()
+        places = {record.id: place for place, record in enumerate(records)}
+        ids = self._annotation_ids(entries)
+        without_mask: list[str] = []
+        for number, entry in zip(ids, entries, strict=True):
+            where = f"annotation {number}"
+            image_id, category = self._whole(entry, "image_id", where), self._whole(entry, "category_id", where)
+            if image_id not in places:
+                raise UserError(f"{self.path}: {where} has the unknown image_id {image_id}; correct or remove it")
+            if category not in labels:
+                raise UserError(f"{self.path}: {where} has the unknown category_id {category}; correct or remove it")
+            place = places[image_id]
+            record = records[place]
+            example = f"{where} of image {record.file_name}"
+            if entry.get("iscrowd") not in (None, 0, 1):
+                raise UserError(f"{self.path}: {where}: 'iscrowd' is {entry['iscrowd']!r}; write 0 or 1")
+            segmentation = self._segmentation(entry.get("segmentation"), record, where, example)
+            bbox = self._bbox(entry.get("bbox"), segmentation, record, where, example)
+            if bbox is None:
+                continue
+            given, box = bbox
+            area = entry.get("area")
+            if not isinstance(area, int | float) or not _finite([area]) or area < 0:
+                area = _area(segmentation, given, record)
+            crowd = bool(entry.get("iscrowd"))
+            builder.add(place, number, labels[category], crowd, given, box, float(area), segmentation)
+            if segmentation is None:
+                without_mask.append(example)
+        store = builder.build(records)
+        if store.has_masks:
+            for example in without_mask:
+                self.repairs.note("annotation without a mask", "left out", example)
+        return store
+
+    def _annotation_ids(self, entries: list[dict[str, Any]]) -> list[int]:
+        """The ids; where one is missing, the next that is free."""
+        given = [
+            None if entry.get("id") is None else self._whole(entry, "id", f"annotations[{place}]")
+            for place, entry in enumerate(entries)
+        ]
+        seen: set[int] = set()
+        for number in given:
+            if number is not None and number in seen:
+                raise UserError(f"{self.path}: two annotations have the id {number}; give each its own")
+            if number is not None:
+                seen.add(number)
+        free = max(seen, default=0)
+        numbers = []
+        for number in given:
+            free += number is None
+            numbers.append(free if number is None else number)
+        return numbers
+
+    def _segmentation(self, given: Any, record: ImageRecord, where: str, example: str) -> Segmentation | None:
+        if given is None or given == []:
+            return None
+        if isinstance(given, dict):
+            return self._encoding(given, record, where)
+        if not isinstance(given, list) or not all(isinstance(polygon, list) for polygon in given):
+            raise UserError(
+                f"{self.path}: {where}: 'segmentation' is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor "
+                "a run-length encoding {'size': [height, width], 'counts': ...}; convert it"
+            )
+        polygons = []
+        for polygon in given:
+            if not all(isinstance(value, int | float) for value in polygon):
+                raise UserError(f"{self.path}: {where}: a polygon holds something else than numbers; correct it")
+            if len(polygon) < 6 or len(polygon) % 2:
+                self.repairs.note("polygon with fewer than 3 points or half a point", "left out", example)
+            elif not _finite(polygon):
+                self.repairs.note("polygon with coordinates that are not finite", "left out", example)
+            else:
+                polygons.append(polygon)
+        return polygons or None
+
+    def _encoding(self, given: dict[str, Any], record: ImageRecord, where: str) -> bytes | None:
+        if given.get("size") != [record.height, record.width]:
+            raise UserError(
+                f"{self.path}: {where}: its run-length encoding has the size {given.get('size')}, "
+                f"its image {record.file_name} has [{record.height}, {record.width}]; encode it again"
+            )
+        try:
+            runs = run_lengths(given)
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"{self.path}: {where}: its run-length encoding cannot be read: {reason}; encode it again"
+            ) from None
+        return compressed(runs) if runs[1::2].any() else None
+
+    def _bbox(
+        self, given: Any, segmentation: Segmentation | None, record: ImageRecord, where: str, example: str
+    ) -> tuple[list[float], list[float]] | None:
+        """The box as x, y, width, height for evaluation, and as corners within the image; None to leave it out."""
+        if given is None or given == []:
+            if segmentation is None:
+                self.repairs.note("annotation without box and mask", "left out", example)
+                return None
+            x1, y1, x2, y2 = _box_of(segmentation, record)
+            given = [x1, y1, x2 - x1, y2 - y1]
+        if not isinstance(given, list) or len(given) != 4 or not all(isinstance(v, int | float) for v in given):
+            raise UserError(f"{self.path}: {where}: 'bbox' is {given!r}; write [x, y, width, height]")
+        if not _finite(given):
+            self.repairs.note("annotation with a box that is not finite", "left out", example)
+            return None
+        x, y, width, height = map(float, given)
+        if width <= 0 or height <= 0:
+            sign = "negative size" if width < 0 or height < 0 else "zero area"
+            self.repairs.note(f"annotation with a box of {sign}", "left out", example)
+            return None
+        box = [max(x, 0.0), max(y, 0.0), min(x + width, record.width), min(y + height, record.height)]
+        if box[0] >= box[2] or box[1] >= box[3]:
+            self.repairs.note("annotation with a box outside of its image", "left out", example)
+            return None
+        if max(box[0] - x, box[1] - y, x + width - box[2], y + height - box[3]) > SLACK:
+            self.repairs.note("annotation with a box that leaves its image", "clipped", example)
+            return [box[0], box[1], box[2] - box[0], box[3] - box[1]], box
+        return [x, y, width, height], box
+
+    def _whole(self, entry: dict[str, Any], key: str, where: str) -> int:
+        value = entry.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**62:
+            found = f"'{key}' is {value!r}" if key in entry else f"has no '{key}'"
+            raise UserError(f"{self.path}: {where}: {found}; COCO needs a whole number there")
+        return value
+
+    def _text(self, entry: dict[str, Any], key: str, where: str) -> str:
+        value = entry.get(key)
+        if not isinstance(value, str) or not value:
+            found = f"'{key}' is {value!r}" if key in entry else f"has no '{key}'"
+            raise UserError(f"{self.path}: {where}: {found}; COCO needs a name there")
+        return value
+
+
+def _finite(values: Sequence[float]) -> bool:
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:  # JSON knows integers of any length
+        return False
+
+
+def _kind(value: Any) -> str:
+    return _WORDS.get(type(value), repr(value))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _box_of(segmentation: Segmentation, record: ImageRecord) -> tuple[float, float, float, float]:
+    if isinstance(segmentation, bytes):
+        window = (0.0, 0.0, float(record.width), float(record.height))
+        encoding = {"size": [record.height, record.width], "counts": segmentation}
+        return visible_box(encoding, window) or (0.0, 0.0, 0.0, 0.0)
+    x = [value for polygon in segmentation for value in polygon[0::2]]
+    y = [value for polygon in segmentation for value in polygon[1::2]]
+    return min(x), min(y), max(x), max(y)
+
+
+def _area(segmentation: Segmentation | None, bbox: Sequence[float], record: ImageRecord) -> float:
+    """In pixels: of the mask where there is one, else of the box."""
+    if segmentation is None:
+        return bbox[2] * bbox[3]
+    size = [record.height, record.width]
+    if isinstance(segmentation, bytes):
+        return float(coco_mask.area({"size": size, "counts": segmentation}))
+    return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))))

@@ -1,0 +1,161 @@
+"""Pictures from files, upright and in RGB, and their pixels brought to 0..255."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mrcnn_cli.errors import UserError
+
+Normalization = Literal["none", "percentile"]
+
+# What a search through folders takes for an image; `read_image` tries any file.
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# 13,000 x 13,000: a picture of more would take half a gigabyte in RGB alone, and a few bytes can claim to be one.
+MAX_PIXELS = 178_956_970
+PERCENTILES = (1.0, 99.8)
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The picture of a file, upright (EXIF orientation) and in RGB: [H, W, 3].
+
+    Transparency is dropped, the colours below it stay; of an animation the first picture is taken.
+
+    Args:
+        path: any format that Pillow reads.
+
+    Returns:
+        uint8; uint16 for grey files of 16 bits; float32 for grey files of 32 bits, integer or float. Deep pixels keep
+        the file's values, see `normalize`. Colour files of 16 bits per channel arrive as uint8.
+
+    Raises:
+        UserError: no such file, not an image, damaged or cut short, or too large.
+    """
+    with _opened(Path(path)) as image:
+        kind = image.format
+        image.load()
+        return _pixels(ImageOps.exif_transpose(image), kind)
+
+
+def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
+    """(height, width) of the upright picture, from the file's header; as stored where `upright` is False.
+
+    Raises:
+        UserError: no such file, not an image, or too large.
+    """
+    with _opened(Path(path)) as image:
+        # A PNG may carry its EXIF data behind the pixels; Pillow then reads the whole file.
+        width, height = image.size
+        turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        already = image.format == "TIFF"  # which Pillow turns by itself
+        return (width, height) if turned and upright != already else (height, width)
+
+
+def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
+    """The picture with pixels of 0..255: uint8 [H, W, 3].
+
+    Args:
+        image: [H, W, 3] of any real type; pixels that are not finite count as the lowest.
+        mode: "none": uint8 stays as it is, other integers are scaled by the range of their type, floats by their
+            lowest and highest value. "percentile": the 1st percentile of all channels together becomes 0, the 99.8th
+            becomes 255 and what lies beyond is clipped, so that a dim picture becomes visible. Where both are one
+            value (a few bright pixels on black) the lowest and highest take their place. A picture of one value
+            becomes 0.
+    """
+    if mode == "none" and image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        finite = image[np.isfinite(image)]
+        lowest = finite.min() if len(finite) else 0
+        image = np.where(np.isfinite(image), image, np.asarray(lowest, image.dtype))
+    if mode == "percentile":
+        low, high = _percentiles(image)
+        if low == high:
+            low, high = float(image.min()), float(image.max())
+    elif image.dtype.kind in "ui":
+        low, high = 0.0, float(np.iinfo(image.dtype).max)
+    else:
+        low, high = float(image.min()), float(image.max())
+    return _stretch(image, low, high)
+
+
+def _percentiles(image: np.ndarray) -> tuple[float, float]:
+    """numpy.percentile, from a histogram where the pixels are 8 or 16 bits deep (several times faster)."""
+    if image.dtype not in (np.uint8, np.uint16):
+        low, high = np.percentile(image, PERCENTILES)
+        return float(low), float(high)
+    below = np.bincount(image.reshape(-1), minlength=1).cumsum()  # pixels up to each value
+    position = np.asarray(PERCENTILES) / 100 * (image.size - 1)
+    first, second = np.searchsorted(below, np.stack([np.floor(position), np.ceil(position)]), side="right")
+    low, high = first + (second - first) * (position % 1)
+    return float(low), float(high)
+
+
+def _stretch(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    """`low` becomes 0 and `high` 255, to the nearest integer."""
+    if low == high:
+        return np.zeros(image.shape, np.uint8)
+    if image.dtype in (np.uint8, np.uint16):  # a table of all values is smaller than the picture
+        values = np.arange(np.iinfo(image.dtype).max + 1, dtype=np.float64)
+        return np.take(_to_bytes(values, low, high), image)
+    return _to_bytes(image, low, high)
+
+
+def _to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return (np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
+
+
+def _pixels(image: Image.Image, kind: str | None) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+    elif image.mode == "I":
+        # Older Pillow opens PNG files of 16 bits with 32.
+        grey = np.asarray(image).astype(np.uint16 if kind == "PNG" else np.float32)
+    elif image.mode == "F":
+        grey = np.asarray(image).astype(np.float32)
+    else:
+        return np.array(image.convert("RGB"))
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The opened file; whatever goes wrong with it is worded for the person whose file it is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; large pictures are judged below
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                if width * height == 0:
+                    raise UserError(f"{path}: is {width} x {height} pixels, so there is nothing in it; remove it")
+                yield image
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such image; check the path") from None
+    except Image.DecompressionBombError:
+        raise UserError(
+            f"{path}: claims more than {MAX_PIXELS // 10**6} million pixels; cut it into tiles, "
+            "or remove it if it should be small"
+        ) from None
+    except UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        found = "is empty (0 bytes)" if empty else "is not an image in a format that Pillow reads"
+        raise UserError(f"{path}: {found}; replace it by a PNG or JPEG file") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name a readable image file") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit into memory; cut it into tiles") from None
+    except Exception as error:  # a broken file makes Pillow's decoders raise anything: OSError, ValueError, SyntaxError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged or cut short ({reason}); copy or export it again") from None

@@ -1,0 +1,201 @@
+"""Batches: of training, in an order that depends on the seed alone; of evaluation, in the data's order; of pictures.
+
+The k-th image of a run (k = step * batch_size + place in the batch) is number k % n of the n images in the order drawn
+for epoch k // n. Each random choice has a stream of its own, named by words and numbers, see `stream`: ("order",
+epoch), ("augment", k) and, for the model's own draws, ("targets", k). So nothing depends on the number of workers or on
+the step at which a run was resumed.
+"""
+
+import hashlib
+import signal
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as Indexed
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.data.annotations import ImageRecord
+from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.image import Normalization, normalize
+from mrcnn_cli.data.transforms import Augment, Resize, inference, training
+from mrcnn_cli.errors import UserError
+from mrcnn_cli.structures import ImageBatch, Targets
+
+SAMPLE = Path(__file__).parent / "sample"
+
+
+class SplitConfig(Config):
+    """A folder of images and its COCO file; neither: the embedded sample, or no such split."""
+
+    images: Path | None = None
+    annotations: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "SplitConfig":
+        if (self.images is None) != (self.annotations is None):
+            missing, given = ("annotations", "images") if self.annotations is None else ("images", "annotations")
+            raise ValueError(f"has {given} but no {missing}: give both or neither")
+        return self
+
+
+class DataConfig(Config):
+    train: SplitConfig = SplitConfig()
+    val: SplitConfig = SplitConfig()
+    classes: tuple[str, ...] | None = None  # in label order; by default the training file's, by category id
+    normalize: Normalization = "none"
+    resize: Resize = Resize()
+    augment: Augment = Augment()
+    size_divisor: int = Field(32, ge=0)  # batches are padded to a multiple of it; the largest stride of the backbone
+    workers: int = Field(1, ge=0)  # processes that prepare batches; 0: in the training process itself
+    cache_mb: int = Field(256, ge=0)  # of pictures that each worker keeps decoded while they fit; 0: none
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.augment.short_sides and self.resize.scale is not None:
+            raise ValueError("augment.short_sides needs resize.short_side, not resize.scale: leave one out")
+        if self.classes is not None and len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes has a name twice: leave one out")
+        return self
+
+
+def sample_split(name: Literal["train", "val"]) -> SplitConfig:
+    """Where a split of the embedded sample lies (fluorescent nuclei, CC0; see data/sample/SOURCE.txt)."""
+    return SplitConfig(images=SAMPLE / name, annotations=SAMPLE / f"{name}.json")
+
+
+def stream(seed: int, *name: str | int) -> int:
+    """The seed, 0..2**63 - 1, of the stream of random numbers of that name: BLAKE2b of the words, joined by slashes."""
+    text = "/".join(map(str, (seed, *name)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def training_batches(
+    dataset: Dataset, config: DataConfig, *, batch_size: int, seed: int, steps: int, first_step: int = 0
+) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
+    """The batches of steps `first_step` to `steps` - 1 of a run, the same ones however the run is cut into parts.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    pictures = _Pictures(dataset, config)
+
+    def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
+        samples, sizes = [], []
+        for k in range(step * batch_size, (step + 1) * batch_size):
+            index = int(_order(len(dataset), seed, k // len(dataset))[k % len(dataset)])
+            image = pictures[index]
+            generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
+            pixels, targets = training(image, dataset.annotations[index], config.resize, config.augment, generator)
+            samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
+            sizes.append((image.shape[0], image.shape[1]))
+        images, truths = zip(*samples, strict=True)
+        return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
+
+    return _in_workers(batch, range(first_step, steps), config.workers)
+
+
+def evaluation_batches(
+    dataset: Dataset, config: DataConfig, *, batch_size: int = 1
+) -> Generator[tuple[ImageBatch, list[ImageRecord]], None, None]:
+    """All images once, in the order of the data set, as prediction sees them.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+
+    def batch(number: int) -> tuple[ImageBatch, list[ImageRecord]]:
+        indices = range(number * batch_size, min((number + 1) * batch_size, len(dataset)))
+        images = [dataset.read_image(index) for index in indices]
+        return images_batch(images, config), [dataset.images[index] for index in indices]
+
+    return _in_workers(batch, range(-(-len(dataset) // batch_size)), config.workers)
+
+
+def images_batch(images: Sequence[np.ndarray], config: DataConfig) -> ImageBatch:
+    """Pictures [H, W, 3] as one batch, as the network sees them outside of training."""
+    resized = [inference(normalize(image, config.normalize), config.resize) for image in images]
+    return ImageBatch.collate(resized, [(image.shape[0], image.shape[1]) for image in images], config.size_divisor)
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.PCG64(stream(seed, "order", epoch))).permutation(count)
+
+
+class _Pictures:
+    """A data set's pictures, normalized; kept in memory as long as they fit, for reading costs most of a sample."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig):
+        self.dataset, self.mode = dataset, config.normalize
+        self.room = config.cache_mb * 2**20
+        self.kept: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image = self.kept.get(index)
+        if image is None:
+            image = normalize(self.dataset.read_image(index), self.mode)
+            if image.nbytes <= self.room:  # nothing is evicted: in shuffled epochs each picture is as good as another
+                self.room -= image.nbytes
+                self.kept[index] = image
+        return image
+
+
+class _Calls(Indexed):
+    """A function as a data set of its results; a person's mistake is handed over as a value, for torch would add a
+    traceback to the message of an exception."""
+
+    def __init__(self, function: Callable[[int], Any]):
+        self.function = function
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.function(number)
+        except UserError as error:
+            return error
+
+
+def _in_workers(function: Callable[[int], Any], numbers: range, workers: int) -> Generator[Any, None, None]:
+    """`function` of each number, in order, computed ahead by forked processes (which share the data set's memory).
+
+    Closing the iterator ends the processes.
+    """
+    if workers == 0:
+        for number in numbers:
+            yield function(number)
+        return
+    loader = DataLoader(
+        _Calls(function),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(workers, max(len(numbers), 1)),
+        multiprocessing_context="fork",
+        worker_init_fn=_start_worker,
+    )
+    results = iter(loader)
+    try:
+        for result in results:
+            if isinstance(result, UserError):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a process that prepares batches died, most likely for want of memory; set data.workers=0 or a smaller "
+            "data.cache_mb"
+        ) from error
+    finally:
+        # Now, not when the last reference to an exception's frames is gone.
+        results._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends these

@@ -1,0 +1,237 @@
+"""Pictures and their objects, resized, cut, turned and recoloured together.
+
+All geometry of one image is one affine matrix from the pixels of the annotation to those of the network's input, in
+continuous coordinates (pixel i covers [i, i + 1)). The picture is resampled accordingly, boxes are moved by the matrix,
+and masks stay as they are annotated: the matrix goes with them.
+"""
+
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mrcnn_cli.config import Config
+from mrcnn_cli.data.annotations import ImageAnnotations
+from mrcnn_cli.data.masks import visible_box
+from mrcnn_cli.structures import Masks, Size, Targets
+
+SHORT_SIDE, LONG_SIDE = 800, 1333  # Feature Pyramid Networks (Lin et al., 2017), Detectron2
+
+Factor = Annotated[float, Field(gt=0)]
+Range = tuple[Factor, Factor]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Pixels = Annotated[int, Field(ge=1)]
+
+
+class Resize(Config):
+    """How large a picture is shown to the network: by a factor, or by its short side with a limit to the long one."""
+
+    scale: Factor | None = None  # 2.0: each picture enlarged twice
+    short_side: Pixels | None = None  # 800 where neither is given
+    long_side: Pixels | None = None  # 1333 with short_side, no limit with scale
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, table: Any) -> Any:
+        if not isinstance(table, dict) or table.get("scale") is not None:
+            return table
+        given = {key: value for key, value in table.items() if value is not None}
+        return {"short_side": SHORT_SIDE, "long_side": LONG_SIDE} | given
+
+    @model_validator(mode="after")
+    def _check(self) -> "Resize":
+        if self.scale is not None and self.short_side is not None:
+            raise ValueError("scale and short_side exclude each other: leave one out")
+        if self.short_side is not None and self.long_side is not None and self.long_side < self.short_side:
+            raise ValueError(f"long_side ({self.long_side}) is less than short_side ({self.short_side}): raise it")
+        return self
+
+    def size(self, height: int, width: int, *, short_side: int | None = None, jitter: float = 1.0) -> Size:
+        """(height, width) that a picture becomes; rounded half up, as in Detectron2.
+
+        Args:
+            height: of the picture, as is `width`.
+            short_side: takes the place of the configured one.
+            jitter: multiplied onto the result, the limit of the long side notwithstanding.
+        """
+        short_side = short_side or self.short_side
+        new_height, new_width = float(height), float(width)
+        if short_side is not None:
+            scale = short_side / min(height, width)
+            new_height, new_width = (short_side, scale * width) if height < width else (scale * height, short_side)
+        elif self.scale is not None:
+            new_height, new_width = self.scale * height, self.scale * width
+        if self.long_side is not None and max(new_height, new_width) > self.long_side:
+            scale = self.long_side / max(new_height, new_width)
+            new_height, new_width = new_height * scale, new_width * scale
+        return max(int(new_height * jitter + 0.5), 1), max(int(new_width * jitter + 0.5), 1)
+
+    def factor(self, height: int, width: int) -> float:
+        """By how much a picture of this size is enlarged."""
+        new_height, new_width = self.size(height, width)
+        return new_height / height if height > width else new_width / width
+
+
+class Augment(Config):
+    """How training pictures are varied; every value's default leaves them as they are, but for the flip."""
+
+    flip: Probability = 0.5  # left and right exchanged
+    vertical_flip: Probability = 0.0  # top and bottom exchanged
+    quarter_turns: bool = False  # turned by 0, 90, 180 or 270 degrees, equally often
+    short_sides: tuple[Pixels, ...] = ()  # one of them takes the place of resize.short_side
+    scale: Range = (1.0, 1.0)  # a factor from this range, multiplied onto the resizing
+    crop: Annotated[int, Field(ge=16)] | None = None  # a square of so many pixels of the network's input
+    min_side: Annotated[float, Field(ge=0)] = 1.0  # input pixels; an object that a crop leaves less of is left out
+    min_visible: Probability = 0.1  # share of its box; an object that a crop leaves less of is left out
+    gamma: Range = (1.0, 1.0)  # exponent of the brightness 0..1
+    contrast: Range = (1.0, 1.0)  # factor on the distance to the picture's mean
+    brightness: Range = (1.0, 1.0)  # factor
+
+    @model_validator(mode="after")
+    def _check(self) -> "Augment":
+        for key in ("scale", "gamma", "contrast", "brightness"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is [{low:g}, {high:g}]: write the lower value first")
+        return self
+
+
+def inference(image: np.ndarray, resize: Resize) -> Tensor:
+    """The picture as the network sees it outside of training: uint8 [3, h, w].
+
+    Args:
+        image: uint8 [H, W, 3].
+    """
+    return _resized(image, resize.size(*image.shape[:2]))
+
+
+def training(
+    image: np.ndarray,
+    annotations: ImageAnnotations,
+    resize: Resize,
+    augment: Augment,
+    generator: np.random.Generator,
+) -> tuple[Tensor, Targets]:
+    """A varied picture, uint8 [3, h, w], and its objects in the picture's new pixels.
+
+    With `augment.crop` a square of the resized picture is taken (all of a side that is shorter); only that region is
+    resized. Objects outside of it are left out; an object that it cuts gets the box of what is left of its mask.
+
+    Args:
+        image: uint8 [H, W, 3].
+        annotations: in pixels of `image`.
+        generator: gives ten numbers, whatever the options, so that switching one on leaves the others' draws alone.
+    """
+    draws = iter(generator.random(10).tolist())
+    flip, vertical_flip = next(draws) < augment.flip, next(draws) < augment.vertical_flip
+    turns = int(next(draws) * 4)
+    height, width = image.shape[:2]
+    short_side = next(draws)
+    size = resize.size(
+        height,
+        width,
+        short_side=augment.short_sides[int(short_side * len(augment.short_sides))] if augment.short_sides else None,
+        jitter=_between(augment.scale, next(draws)),
+    )
+    rows, new_height = _cut(height, size[0], augment.crop, next(draws))
+    columns, new_width = _cut(width, size[1], augment.crop, next(draws))
+    region = image[rows, columns]
+    recoloured = _recoloured(region, augment, next(draws), next(draws), next(draws))
+    pixels = _resized(recoloured, (new_height, new_width))
+    scale = np.array([new_width / region.shape[1], new_height / region.shape[0]])
+    matrix = np.array([[scale[0], 0, -columns.start * scale[0]], [0, scale[1], -rows.start * scale[1]], [0, 0, 1]])
+    if flip:
+        pixels = pixels.flip(2)
+        matrix = np.array([[-1, 0, new_width], [0, 1, 0], [0, 0, 1]]) @ matrix
+    if vertical_flip:
+        pixels = pixels.flip(1)
+        matrix = np.array([[1, 0, 0], [0, -1, new_height], [0, 0, 1]]) @ matrix
+    if augment.quarter_turns and turns:
+        pixels = pixels.rot90(turns, (1, 2))
+        for _ in range(turns):  # counter-clockwise: the right edge becomes the top one
+            matrix = np.array([[0, 1, 0], [-1, 0, new_width], [0, 0, 1]]) @ matrix
+            new_height, new_width = new_width, new_height
+    window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
+    boxes, kept = _visible(annotations, window, scale, augment)
+    return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width))
+
+
+def _between(bounds: Range, draw: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * draw
+
+
+def _resized(image: np.ndarray, size: Size) -> Tensor:
+    """Bilinear and antialiased like Pillow's, [3, h, w].
+
+    torch has a path of its own for uint8 in channels-last order, several times as fast as Pillow or float32; it is
+    taken only if the batch's stride is right, too, which permuting a batch of one gives and unsqueezing does not.
+    """
+    if image.shape[:2] == size:
+        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    batch = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
+    return interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _cut(extent: int, resized: int, crop: int | None, draw: float) -> tuple[slice, int]:
+    """The part of one side of the picture that is shown, and how many pixels it becomes."""
+    if crop is None or resized <= crop:
+        return slice(0, extent), resized
+    length = min(max(int(extent * crop / resized + 0.5), 1), extent)
+    start = int(draw * (extent - length + 1))
+    return slice(start, start + length), crop
+
+
+def _recoloured(image: np.ndarray, augment: Augment, gamma: float, contrast: float, brightness: float) -> np.ndarray:
+    """All three at once through a table of the 256 values."""
+    exponent, factor = _between(augment.gamma, gamma), _between(augment.contrast, contrast)
+    gain = _between(augment.brightness, brightness)
+    if exponent == factor == gain == 1:
+        return image
+    values = (np.arange(256) / 255) ** exponent
+    if factor != 1:
+        mean = values[image].mean()
+        values = mean + (values - mean) * factor
+    table = (np.clip(values * gain, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return np.take(table, image)
+
+
+def _visible(
+    annotations: ImageAnnotations, window: np.ndarray, scale: np.ndarray, augment: Augment
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [G, 4] float64 of what the window shows, in pixels of the annotation; which of them are kept [G] bool."""
+    whole = annotations.boxes.astype(np.float64)
+    boxes = np.concatenate([whole[:, :2].clip(window[:2], window[2:]), whole[:, 2:].clip(window[:2], window[2:])], 1)
+    kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(1))
+    cut = kept & (boxes != whole).any(1)
+    if annotations.segmentations is not None:
+        for i in (cut & ~annotations.crowds).nonzero()[0].tolist():
+            box = visible_box(annotations.segmentations[i], tuple(window.tolist()))
+            if box is None:
+                kept[i] = False
+            else:
+                boxes[i] = np.concatenate([np.maximum(boxes[i, :2], box[:2]), np.minimum(boxes[i, 2:], box[2:])])
+    sides, whole_sides = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
+    enough = (sides * scale >= augment.min_side).all(1) & (sides.prod(1) >= augment.min_visible * whole_sides.prod(1))
+    return boxes, kept & (enough | ~cut) & (sides > 0).all(1)
+
+
+def _targets(
+    annotations: ImageAnnotations, boxes: np.ndarray, kept: np.ndarray, matrix: np.ndarray, size: Size
+) -> Targets:
+    corners = boxes.reshape(-1, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
+    limits = np.array([size[1], size[0]], np.float64)
+    moved = np.concatenate([corners.min(1).clip(0, limits), corners.max(1).clip(0, limits)], 1).astype(np.float32)
+    objects = (kept & ~annotations.crowds).nonzero()[0]
+    masks = None
+    if annotations.segmentations is not None:
+        masks = Masks([annotations.segmentations[i] for i in objects.tolist()], torch.from_numpy(matrix.copy()))
+    return Targets(
+        boxes=torch.from_numpy(moved[objects]),
+        labels=torch.from_numpy(annotations.labels[objects]),
+        crowds=torch.from_numpy(moved[kept & annotations.crowds]),
+        masks=masks,
+        image_id=annotations.image_id,
+    )
