@@ -10,7 +10,7 @@ from torch import Tensor
 Size = tuple[int, int]  # (height, width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class ImageBatch:
     """Images of one batch, padded with zeros at the bottom and the right to one size.
 
@@ -50,7 +50,7 @@ class ImageBatch:
         return replace(self, pixels=self.pixels.pin_memory())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class Masks:
     """Instance masks of one image, kept as polygons or run-length encodings until a RoI is cut out of them.
 
@@ -71,7 +71,7 @@ class Masks:
         return replace(self, segmentations=[self.segmentations[i] for i in chosen])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class Targets:
     """The truth about one image, in pixels of the network's input.
 
@@ -102,7 +102,7 @@ class Targets:
         return self  # small tensors: not worth it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class Detections:
     """What was found in one image, best first, in pixels of the original picture.
 

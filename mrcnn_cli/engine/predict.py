@@ -17,7 +17,8 @@ from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.evaluation import coco
 from mrcnn_cli.structures import Detections
-from mrcnn_cli.views.overlay import draw, save_png
+from mrcnn_cli.views import canvas
+from mrcnn_cli.views.overlay import draw
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def predict_files(
         make_folder(overlay.parent)
         # People should see what the network sees: a dim microscope image is drawn as it was stretched.
         picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
-        save_png(picture, overlay)
+        canvas.save(picture, overlay)
         results += coco.results(found, number, checkpoint.category_ids, str(file))
         yield Prediction(file, found, overlay)
     write_bytes(out / "predictions.json", json.dumps(results).encode())

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("torchvision", reason="torchvision, the oracle of these tests, is not installed")
 
-from tests.models.torchvision_oracle import batch, pair, training  # noqa: E402 - after the check that torchvision is there
+from tests.models.torchvision_oracle import batch, pair, training
 
 NAMES = {
     "loss_objectness": "loss_rpn_objectness",
@@ -24,7 +24,9 @@ def test_losses_equal_torchvisions_on_the_same_anchors_and_proposals(backbone):
     losses = training(ours)(images, targets)
     assert set(losses) == set(NAMES.values())
     for name, our_name in NAMES.items():
-        torch.testing.assert_close(losses[our_name], expected[name], rtol=1e-4, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            losses[our_name], expected[name], rtol=1e-4, atol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_gradients_equal_torchvisions_where_they_enter_the_backbone():
