@@ -1,0 +1,1 @@
+"""Pictures for people: what was detected, and how training went."""

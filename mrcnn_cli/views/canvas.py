@@ -1,0 +1,75 @@
+"""What all pictures need: a font, text that it can spell, and files that are whole or absent."""
+
+import functools
+import os
+import unicodedata
+from pathlib import Path
+
+from PIL import Image, ImageFont
+
+from mrcnn_cli.errors import UserError
+
+Font = ImageFont.FreeTypeFont
+
+INK = (17, 19, 24)  # nearly black
+PAPER = (255, 255, 255)
+
+
+@functools.cache
+def font(size: int) -> Font:
+    """Pillow's own font, so that pictures look the same on every machine; `size` in pixels."""
+    face = ImageFont.load_default(size=size)
+    if not isinstance(face, ImageFont.FreeTypeFont):
+        raise UserError(
+            "Pillow: was built without FreeType, so text cannot be drawn; reinstall it by pip install Pillow"
+        )
+    return face
+
+
+def spell(text: str) -> str:
+    """`text` in characters that the font has: accents are dropped where it lacks them, the rest becomes "?"."""
+    letters = []
+    for letter in text:
+        if _has(letter):
+            letters.append(letter)
+            continue
+        plain = "".join(part for part in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(part))
+        letters.append("".join(part if _has(part) else "?" for part in plain))
+    return "".join(letters)
+
+
+def fit(text: str, face: Font, width: float) -> str:
+    """`text`, cut and ended by an ellipsis where it is wider than `width` pixels."""
+    if face.getlength(text) <= width:
+        return text
+    while text and face.getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def save(image: Image.Image, path: str | Path) -> None:
+    """Writes a picture beside `path` and renames it, so that `path` is never half a picture.
+
+    Raises:
+        UserError: the file cannot be written, or its suffix is no format for pictures.
+    """
+    path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise UserError(f"{path}: not a name for a picture; use .png or .jpg")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            image.save(file, format=kind, **({"quality": 92} if kind in ("JPEG", "WEBP") else {}))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another place") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def _has(letter: str) -> bool:
+    face = font(20)
+    drawn, missing = face.getmask(letter), face.getmask("\uffff")  # a non-character: drawn as the missing glyph
+    return letter.isspace() or (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
