@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from reprlib import repr as shown  # cut short where it is long
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from mrcnn_cli.errors import UserError
 NEEDED = "COCO needs an object with the lists 'images', 'annotations' and 'categories'"
 # Boxes in COCO's files are rounded to hundredths: one that leaves the image by less is no fault.
 SLACK = 0.05
-_WORDS: dict[type, str] = {dict: "an object", list: "a list", str: "a string", int: "a number", float: "a number"}
+_WORDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 class Dataset:
@@ -306,7 +315,7 @@ class _Reader:
             record = records[place]
             example = f"{where} of image {record.file_name}"
             if entry.get("iscrowd") not in (None, 0, 1):
-                raise UserError(f"{self.path}: {where}: 'iscrowd' is {entry['iscrowd']!r}; write 0 or 1")
+                raise UserError(f"{self.path}: {where}: 'iscrowd' is {shown(entry['iscrowd'])}; write 0 or 1")
             segmentation = self._segmentation(entry.get("segmentation"), record, where, example)
             bbox = self._bbox(entry.get("bbox"), segmentation, record, where, example)
             if bbox is None:
@@ -369,7 +378,7 @@ class _Reader:
     def _encoding(self, given: dict[str, Any], record: ImageRecord, where: str) -> bytes | None:
         if given.get("size") != [record.height, record.width]:
             raise UserError(
-                f"{self.path}: {where}: its run-length encoding has the size {given.get('size')}, "
+                f"{self.path}: {where}: its run-length encoding has the size {shown(given.get('size'))}, "
                 f"its image {record.file_name} has [{record.height}, {record.width}]; encode it again"
             )
         try:
@@ -392,7 +401,7 @@ class _Reader:
             x1, y1, x2, y2 = _box_of(segmentation, record)
             given = [x1, y1, x2 - x1, y2 - y1]
         if not isinstance(given, list) or len(given) != 4 or not all(isinstance(v, int | float) for v in given):
-            raise UserError(f"{self.path}: {where}: 'bbox' is {given!r}; write [x, y, width, height]")
+            raise UserError(f"{self.path}: {where}: 'bbox' is {shown(given)}; write [x, y, width, height]")
         if not _finite(given):
             self.repairs.note("annotation with a box that is not finite", "left out", example)
             return None
@@ -415,14 +424,14 @@ class _Reader:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**62:
-            found = f"'{key}' is {value!r}" if key in entry else f"has no '{key}'"
+            found = f"'{key}' is {shown(value)}" if key in entry else f"has no '{key}'"
             raise UserError(f"{self.path}: {where}: {found}; COCO needs a whole number there")
         return value
 
     def _text(self, entry: dict[str, Any], key: str, where: str) -> str:
         value = entry.get(key)
         if not isinstance(value, str) or not value:
-            found = f"'{key}' is {value!r}" if key in entry else f"has no '{key}'"
+            found = f"'{key}' is {shown(value)}" if key in entry else f"has no '{key}'"
             raise UserError(f"{self.path}: {where}: {found}; COCO needs a name there")
         return value
 
@@ -435,7 +444,7 @@ def _finite(values: Sequence[float]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return _WORDS.get(type(value), repr(value))
+    return _WORDS[type(value)]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Pictures from files, upright and in RGB, and their pixels brought to 0..255."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,9 +52,11 @@ def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
         UserError: no such file, not an image, or too large.
     """
     with _opened(Path(path)) as image:
-        # A PNG may carry its EXIF data behind the pixels; Pillow then reads the whole file.
         width, height = image.size
-        turned = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        if image.format == "PNG" and "exif" not in image.info:
+            # It may stand behind the pixels. Pillow would decode all of them to look there.
+            image.info |= _png_exif(Path(path))
+        turned = Image.Image.getexif(image).get(_ORIENTATION) in _SIDEWAYS
         already = image.format == "TIFF"  # which Pillow turns by itself
         return (width, height) if turned and upright != already else (height, width)
 
@@ -84,6 +87,18 @@ def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
     else:
         low, high = float(image.min()), float(image.max())
     return _stretch(image, low, high)
+
+
+def _png_exif(path: Path) -> dict[str, bytes]:
+    """{"exif": data} of a PNG file that has such a chunk."""
+    with path.open("rb") as file:
+        file.seek(8)  # the signature; then chunks of length, name, data, checksum
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            length = int.from_bytes(head[:4], "big")
+            if head[4:] == b"eXIf":
+                return {"exif": file.read(length)}
+            file.seek(length + 4, os.SEEK_CUR)
+    return {}
 
 
 def _percentiles(image: np.ndarray) -> tuple[float, float]:

@@ -177,6 +177,7 @@ def _in_workers(function: Callable[[int], Any], numbers: range, workers: int) ->
         num_workers=min(workers, max(len(numbers), 1)),
         multiprocessing_context="fork",
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else the number of workers would show in torch's global random numbers
     )
     results = iter(loader)
     try:

@@ -139,21 +139,22 @@ def training(
     rows, new_height = _cut(height, size[0], augment.crop, next(draws))
     columns, new_width = _cut(width, size[1], augment.crop, next(draws))
     region = image[rows, columns]
+    scale = np.array([new_width / region.shape[1], new_height / region.shape[0]])
+    matrix = np.array([[1.0, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1]])
+    # Turned first and resized last: turning is a view until the table of colours copies the (smaller) region.
+    if flip:
+        matrix = np.array([[-1.0, 0, region.shape[1]], [0, 1, 0], [0, 0, 1]]) @ matrix
+        region = region[:, ::-1]
+    if vertical_flip:
+        matrix = np.array([[1.0, 0, 0], [0, -1, region.shape[0]], [0, 0, 1]]) @ matrix
+        region = region[::-1]
+    for _ in range(turns if augment.quarter_turns else 0):  # counter-clockwise: the right edge becomes the top one
+        matrix = np.array([[0.0, 1, 0], [-1, 0, region.shape[1]], [0, 0, 1]]) @ matrix
+        region = np.rot90(region)
+        new_height, new_width = new_width, new_height
+    matrix = np.diag([new_width / region.shape[1], new_height / region.shape[0], 1.0]) @ matrix
     recoloured = _recoloured(region, augment, next(draws), next(draws), next(draws))
     pixels = _resized(recoloured, (new_height, new_width))
-    scale = np.array([new_width / region.shape[1], new_height / region.shape[0]])
-    matrix = np.array([[scale[0], 0, -columns.start * scale[0]], [0, scale[1], -rows.start * scale[1]], [0, 0, 1]])
-    if flip:
-        pixels = pixels.flip(2)
-        matrix = np.array([[-1, 0, new_width], [0, 1, 0], [0, 0, 1]]) @ matrix
-    if vertical_flip:
-        pixels = pixels.flip(1)
-        matrix = np.array([[1, 0, 0], [0, -1, new_height], [0, 0, 1]]) @ matrix
-    if augment.quarter_turns and turns:
-        pixels = pixels.rot90(turns, (1, 2))
-        for _ in range(turns):  # counter-clockwise: the right edge becomes the top one
-            matrix = np.array([[0, 1, 0], [-1, 0, new_width], [0, 0, 1]]) @ matrix
-            new_height, new_width = new_width, new_height
     window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     boxes, kept = _visible(annotations, window, scale, augment)
     return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width))
@@ -170,8 +171,8 @@ def _resized(image: np.ndarray, size: Size) -> Tensor:
     taken only if the batch's stride is right, too, which permuting a batch of one gives and unsqueezing does not.
     """
     if image.shape[:2] == size:
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
-    batch = torch.from_numpy(np.ascontiguousarray(image)[None]).permute(0, 3, 1, 2)
+        return torch.from_numpy(image.copy()).permute(2, 0, 1)
+    batch = torch.from_numpy(np.require(image, requirements=["C", "W"])[None]).permute(0, 3, 1, 2)
     return interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 

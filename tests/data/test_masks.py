@@ -1,0 +1,110 @@
+"""Boxes of the visible part of a mask, against masks drawn in full."""
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from mrcnn_cli.data.masks import compressed, run_lengths, visible_box
+
+
+def dense_box(mask: np.ndarray, window: tuple[int, int, int, int]) -> tuple[float, ...] | None:
+    x1, y1, x2, y2 = window
+    rows, columns = mask[y1:y2, x1:x2].nonzero()
+    if not len(rows):
+        return None
+    return (columns.min() + x1, rows.min() + y1, columns.max() + x1 + 1, rows.max() + y1 + 1)
+
+
+def random_window(generator: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
+    (x1, x2), (y1, y2) = (np.sort(generator.choice(n + 1, 2, replace=False)) for n in (width, height))
+    return int(x1), int(y1), int(x2), int(y2)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.005, 0.1, 0.7, 1.0])
+def test_the_visible_box_of_runs_is_that_of_the_full_mask(density):
+    generator = np.random.default_rng(int(density * 1000))
+    for _ in range(60):
+        height, width = generator.integers(1, 30, 2)
+        mask = np.asfortranarray(generator.random((height, width)) < density, np.uint8)
+        encoding = coco_mask.encode(mask)
+        window = random_window(generator, height, width)
+        assert visible_box(encoding, window) == dense_box(mask, window)
+
+
+def test_runs_over_many_columns_are_cut_column_by_column():
+    mask = np.zeros((6, 9), np.uint8, order="F")
+    mask[2:, 2] = mask[:, 3:6] = mask[:3, 6] = 1
+    assert len(run_lengths(coco_mask.encode(mask))) == 3  # one run of foreground
+    for window in [(0, 0, 9, 6), (2, 0, 3, 6), (0, 0, 3, 4), (6, 1, 9, 6), (0, 0, 3, 2), (7, 0, 9, 6), (3, 5, 5, 6)]:
+        assert visible_box(coco_mask.encode(mask), window) == dense_box(mask, window)
+
+
+def scanned_box(polygon: np.ndarray, window: tuple[int, ...], spacing: float) -> tuple[float, ...] | None:
+    """By the even-odd rule along close lines in both directions."""
+    points: list[tuple[float, float]] = []
+    for axis in (0, 1):  # lines of equal y, then of equal x
+        start = polygon[:, ::-1] if axis else polygon
+        end = np.roll(start, -1, axis=0)
+        low, first, high, last = (window[1], window[0], window[3], window[2]) if axis else window
+        for line in np.arange(first + spacing / 2, last, spacing):
+            crossed = (start[:, 1] > line) != (end[:, 1] > line)
+            (ax, ay), (bx, by) = start[crossed].T, end[crossed].T
+            for enter, leave in np.sort(ax + (bx - ax) * (line - ay) / (by - ay)).reshape(-1, 2):
+                if max(enter, low) < min(leave, high):
+                    ends = [(max(enter, low), line), (min(leave, high), line)]
+                    points += [(y, x) for x, y in ends] if axis else ends
+    return None if not points else (*np.min(points, axis=0), *np.max(points, axis=0))
+
+
+def test_the_visible_box_of_a_polygon_is_that_of_its_points():
+    """Concave stars with tips everywhere around the window, so that the degenerate edges which clipping algorithms
+    leave on the window's border would show."""
+    generator = np.random.default_rng(5)
+    spacing = 0.1
+    seen = 0
+    for _ in range(80):
+        corners = generator.integers(4, 12)
+        angles = np.sort(generator.random(corners)) * 2 * np.pi
+        radii = generator.uniform(4, 18, corners)
+        polygon = np.stack([20 + radii * np.cos(angles), 20 + radii * np.sin(angles)], 1)
+        window = random_window(generator, 40, 40)
+        box, expected = visible_box([polygon.reshape(-1).tolist()], window), scanned_box(polygon, window, spacing)
+        assert (box is None) == (expected is None)
+        if box is not None:
+            assert np.allclose(box, expected, atol=spacing)
+            seen += 1
+    assert 20 < seen < 80
+
+
+def test_an_l_shape_seen_through_its_notch_is_not_there():
+    shape = [0, 0, 10, 0, 10, 4, 4, 4, 4, 10, 0, 10]
+    assert visible_box([shape], (5, 5, 20, 20)) is None
+    assert visible_box([shape], (2, 2, 20, 20)) == (2, 2, 10, 10)
+    assert visible_box([shape], (3, 5, 20, 20)) == (3, 5, 4, 10)
+    # The corner that the polygon passes outside of the window does not count.
+    assert visible_box([shape], (0, 0, 2, 2)) == (0, 0, 2, 2)
+
+
+def test_several_polygons_share_one_box():
+    parts = [[0, 0, 2, 0, 2, 2, 0, 2], [8, 8, 9, 8, 9, 9, 8, 9], [30, 30, 40, 30, 40, 40]]
+    assert visible_box(parts, (0, 0, 20, 20)) == (0, 0, 9, 9)
+    assert visible_box(parts, (3, 3, 7, 7)) is None
+
+
+def test_run_lengths_survive_the_round_trip():
+    mask = np.asfortranarray(np.random.default_rng(6).random((17, 23)) < 0.3, np.uint8)
+    encoding = coco_mask.encode(mask)
+    counts = run_lengths(encoding)
+    assert compressed(counts) == encoding["counts"]
+    plain = {"size": [17, 23], "counts": counts.tolist()}
+    assert np.array_equal(run_lengths(plain), counts)
+    assert np.array_equal(run_lengths(encoding | {"counts": encoding["counts"].decode()}), counts)
+    assert np.array_equal(np.repeat(np.arange(len(counts)) % 2, counts).reshape(23, 17).T, mask)
+
+
+@pytest.mark.parametrize(
+    "counts", ["~~~", b"\x80", "0", [3, 4], [400, -9], [391.5], "é", 7, [[391]], ["391"], None, [True] * 391]
+)
+def test_malformed_runs_are_refused(counts):
+    with pytest.raises((ValueError, TypeError)):
+        run_lengths({"size": [17, 23], "counts": counts})
