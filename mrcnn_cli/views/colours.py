@@ -39,7 +39,7 @@ def choose(boxes: np.ndarray, fixed: np.ndarray | None = None) -> np.ndarray:
     chosen = np.full(count, -1, np.int64) if fixed is None else fixed.astype(np.int64)
     if not count:
         return chosen
-    reach = 0.25 * np.maximum(boxes[:, 2:] - boxes[:, :2], 0) + 2  # how far beyond its box an object's nearness goes
+    reach = 0.5 * np.maximum(boxes[:, 2:] - boxes[:, :2], 0) + 2  # how far beyond its box an object's nearness goes
     low, high = boxes[:, :2] - reach, boxes[:, 2:] + reach
     distances = _distances()
     used = np.bincount(chosen[chosen >= 0], minlength=SIZE)

@@ -313,7 +313,7 @@ def _softened(window: np.ndarray) -> np.ndarray:
     values[:, 1:-1] = values[:, :-2] + 2 * values[:, 1:-1] + values[:, 2:]
     values[1:-1] = values[:-2] + 2 * values[1:-1] + values[2:]
     soft = values * 255 // 16
-    return np.where(window, np.maximum(soft, 192), soft).astype(np.uint8)
+    return np.where(window, np.maximum(soft, 224), soft).astype(np.uint8)
 
 
 def _moved(values: np.ndarray, radius: int, combine: np.ufunc) -> np.ndarray:
