@@ -13,6 +13,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdint>
 #include <ostream>
 #include <sstream>
@@ -67,6 +71,22 @@ inline bool is_channels_last(const Tensor& image) {
     expected *= image.size(d);
   }
   return true;
+}
+
+// Asks for 2 MB pages under a large new CPU tensor. The first write to each page costs a call into the kernel, which
+// for tens of megabytes in 4 KB pages takes longer than computing what is written.
+inline void prefer_huge_pages(const Tensor& tensor) {
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
+  const uintptr_t bytes = static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
+  if (!tensor.is_cpu() || bytes < 2 * kHugePage) return;
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage,
+                  last = (begin + bytes) / kHugePage * kHugePage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure is fine
+#else
+  (void)tensor;
+#endif
 }
 
 inline Tensor converted(const Tensor& tensor, ScalarType type) {

@@ -26,12 +26,6 @@ struct Accumulator<double> {
 template <typename T>
 using accumulator_t = typename Accumulator<T>::type;
 
-template <typename T>
-struct Taps {
-  const Tap<T>* data;
-  int count;
-};
-
 // Distances in elements between rows and columns of the source.
 struct Strides {
   int64_t row, column;
@@ -136,10 +130,34 @@ void mix(Taps<float> rows, Taps<float> columns, const In* source, Strides stride
   }
 }
 
+template <typename T>
+void widen(const T* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+template <typename T>
+void narrow(const float* from, int64_t count, T* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = static_cast<T>(from[i]);
+}
+
 #pragma GCC pop_options
 
 }  // namespace avx2
 #endif
+
+template <typename T>
+void widen_plain(const T* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+template <typename T>
+void narrow_plain(const float* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
+}
 
 inline bool has_avx2_fma() {
 #ifdef __x86_64__
@@ -163,6 +181,23 @@ Mix<kAdd, In, Out> chosen_mix() {
   }
 #endif
   return &mix_plain<kAdd, In, Out>;
+}
+
+// Half precision to float32 and back.
+template <typename T>
+auto chosen_widen() {
+#ifdef __x86_64__
+  if (has_avx2_fma()) return &avx2::widen<T>;
+#endif
+  return &widen_plain<T>;
+}
+
+template <typename T>
+auto chosen_narrow() {
+#ifdef __x86_64__
+  if (has_avx2_fma()) return &avx2::narrow<T>;
+#endif
+  return &narrow_plain<T>;
 }
 
 }  // namespace mrcnn

@@ -19,8 +19,7 @@ struct AxisMatrix {
   std::vector<Tap<T>> taps;
 
   int rows() const { return static_cast<int>(begin.size()) - 1; }
-  const Tap<T>* row(int r) const { return taps.data() + begin[r]; }
-  int count(int r) const { return begin[r + 1] - begin[r]; }
+  Taps<T> row(int r) const { return {taps.data() + begin[r], begin[r + 1] - begin[r]}; }
 };
 
 template <typename T>

@@ -12,283 +12,14 @@
 #include <optional>
 
 #include "../common.h"
-#include "mix.h"
+#include "channels_last.h"
+#include "contiguous.h"
 #include "plan.h"
 
 namespace mrcnn {
 namespace {
 
-template <typename T>
-const T* as(const void* data) {
-  return static_cast<const T*>(data);
-}
-
-// ---- channels last
-// ---------------------------------------------------------------------------------------------------
-
-template <typename T>
-void pool_channels_last(const FeatureMaps& maps, const Pooling& pooling, const Plan<accumulator_t<T>>& plan,
-                        T* pooled) {
-  const auto mix = chosen_mix<false, T, T>();
-  const int64_t channels = maps.channels;
-  parallel_for(0, static_cast<int64_t>(plan.regions.size()), 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const auto& region = plan.regions[i];
-      const int height = maps.height[region.level], width = maps.width[region.level];
-      const T* map = as<T>(maps.data[region.level]) + region.image * height * width * channels;
-      T* out = pooled + region.region * pooling.height * pooling.width * channels;
-      for (int y = 0; y < pooling.height; ++y) {
-        for (int x = 0; x < pooling.width; ++x, out += channels) {
-          mix({region.rows.row(y), region.rows.count(y)}, {region.columns.row(x), region.columns.count(x)}, map,
-              {width * channels, channels}, channels, out);
-        }
-      }
-    }
-  });
-}
-
-// Adds the gradient of all regions on one map of one image to `map`, for `count` channels from `first_channel`.
-template <typename T, typename Out>
-void scatter_slice(const Pooling& pooling, const Plan<accumulator_t<T>>& plan, int64_t begin, int64_t end,
-                   const T* pooled, int64_t channels, int64_t first_channel, int64_t count, Out* map,
-                   Strides map_strides) {
-  const auto mix = chosen_mix<true, T, Out>();
-  for (int64_t i = begin; i < end; ++i) {
-    const auto& region = plan.regions[i];
-    const T* source = pooled + region.region * pooling.height * pooling.width * channels + first_channel;
-    for (int y = 0; y < region.rows.rows(); ++y) {
-      if (region.rows.count(y) == 0) continue;
-      Out* row = map + (region.rows.first + y) * map_strides.row;
-      for (int x = 0; x < region.columns.rows(); ++x) {
-        if (region.columns.count(x) == 0) continue;
-        mix({region.rows.row(y), region.rows.count(y)}, {region.columns.row(x), region.columns.count(x)}, source,
-            {pooling.width * channels, channels}, count, row + (region.columns.first + x) * map_strides.column);
-      }
-    }
-  }
-}
-
-template <typename T>
-void scatter_channels_last(const FeatureMaps& gradients, const Pooling& pooling, const Plan<accumulator_t<T>>& plan,
-                           const T* pooled) {
-  using A = accumulator_t<T>;
-  const int64_t channels = gradients.channels, images = gradients.images;
-  // A slice is a multiple of 64 bytes of float32, so that two threads never write to one cache line.
-  constexpr int64_t kSlice = 16;
-  if constexpr (std::is_same_v<T, A>) {
-    for (int level = 0; level < pooling.levels; ++level) {
-      const int64_t row = gradients.width[level] * channels;
-      T* map = static_cast<T*>(gradients.data[level]);
-      parallel_for(0, images * gradients.height[level], 8, [&](int64_t begin, int64_t end) {
-        std::memset(map + begin * row, 0, (end - begin) * row * sizeof(T));
-      });
-    }
-  }
-  parallel_for(0, (channels + kSlice - 1) / kSlice, 1, [&](int64_t first, int64_t last) {
-    const int64_t low = first * kSlice, high = std::min(last * kSlice, channels);
-    std::vector<A> sums;
-    for (int level = 0; level < pooling.levels; ++level) {
-      const int64_t pixels = int64_t{1} * gradients.height[level] * gradients.width[level];
-      for (int64_t image = 0; image < images; ++image) {
-        const int64_t begin = plan.start(level, image, images), end = plan.start(level, image + 1, images);
-        T* map = static_cast<T*>(gradients.data[level]) + image * pixels * channels;
-        if constexpr (std::is_same_v<T, A>) {
-          scatter_slice(pooling, plan, begin, end, pooled, channels, low, high - low, map + low,
-                        {gradients.width[level] * channels, channels});
-        } else {
-          // Half precision can't hold the sum of many regions: float32 for a slice at a time, rounded once.
-          for (int64_t c = low; c < high; c += kSlice) {
-            const int64_t count = std::min(kSlice, high - c);
-            sums.assign(pixels * count, A(0));
-            scatter_slice(pooling, plan, begin, end, pooled, channels, c, count, sums.data(),
-                          {gradients.width[level] * count, count});
-            for (int64_t p = 0; p < pixels; ++p) {
-              for (int64_t k = 0; k < count; ++k) map[p * channels + c + k] = static_cast<T>(sums[p * count + k]);
-            }
-          }
-        }
-      }
-    }
-  });
-}
-
-// ---- contiguous
-// ------------------------------------------------------------------------------------------------------
-
-// Compiled twice, plain and for processors with AVX2 and fused multiply-add; the compiler vectorises along x.
-template <bool kFused, typename A>
-inline __attribute__((always_inline)) A multiply_add(A a, A b, A c) {
-  if constexpr (kFused) return std::is_same_v<A, float> ? __builtin_fmaf(a, b, c) : __builtin_fma(a, b, c);
-  return a * b + c;
-}
-
-// One channel of one region: first the rows of pixels are summed into rows of bins, then these along x.
-template <bool kFused, typename T, typename A>
-inline __attribute__((always_inline)) void pool_plane(const T* plane, int width, const RegionPlan<A>& region, A* line,
-                                                      T* out) {
-  const int low = region.columns.low, span = region.columns.high - low;
-  for (int y = 0; y < region.rows.rows(); ++y) {
-    std::fill(line, line + span, A(0));
-    for (int i = 0; i < region.rows.count(y); ++i) {
-      const Tap<A> tap = region.rows.row(y)[i];
-      const T* pixels = plane + int64_t{1} * tap.position * width + low;
-      for (int x = 0; x < span; ++x) line[x] = multiply_add<kFused>(tap.weight, static_cast<A>(pixels[x]), line[x]);
-    }
-    for (int x = 0; x < region.columns.rows(); ++x) {
-      A sum = 0;
-      for (int j = 0; j < region.columns.count(x); ++j) {
-        const Tap<A> tap = region.columns.row(x)[j];
-        sum = multiply_add<kFused>(tap.weight, line[tap.position - low], sum);
-      }
-      *out++ = static_cast<T>(sum);
-    }
-  }
-}
-
-// The transpose: bins are spread along x into `lines` (one per row of bins), which are then added to the rows of
-// pixels.
-template <bool kFused, typename T, typename A>
-inline __attribute__((always_inline)) void scatter_plane(const T* bins, const Pooling& pooling,
-                                                         const RegionPlan<A>& region, A* lines, A* plane, int width) {
-  const int span = region.columns.rows();
-  for (int y = 0; y < pooling.height; ++y) {
-    for (int x = 0; x < span; ++x) {
-      A sum = 0;
-      for (int j = 0; j < region.columns.count(x); ++j) {
-        const Tap<A> tap = region.columns.row(x)[j];
-        sum = multiply_add<kFused>(tap.weight, static_cast<A>(bins[y * pooling.width + tap.position]), sum);
-      }
-      lines[y * span + x] = sum;
-    }
-  }
-  for (int y = 0; y < region.rows.rows(); ++y) {
-    A* pixels = plane + int64_t{1} * (region.rows.first + y) * width + region.columns.first;
-    for (int i = 0; i < region.rows.count(y); ++i) {
-      const Tap<A> tap = region.rows.row(y)[i];
-      const A* line = lines + tap.position * span;
-      for (int x = 0; x < span; ++x) pixels[x] = multiply_add<kFused>(tap.weight, line[x], pixels[x]);
-    }
-  }
-}
-
-// What one thread needs beside the maps.
-template <typename A>
-struct Scratch {
-  std::vector<A> lines, sums;
-};
-
-template <bool kFused, typename T, typename A>
-inline __attribute__((always_inline)) void pool_channel(const FeatureMaps& maps, const Pooling& pooling,
-                                                        const Plan<A>& plan, int64_t image, int64_t channel,
-                                                        Scratch<A>& scratch, T* pooled) {
-  const int64_t bins = int64_t{1} * pooling.height * pooling.width;
-  for (int level = 0; level < pooling.levels; ++level) {
-    const int width = maps.width[level];
-    scratch.lines.resize(width);
-    const T* plane = as<T>(maps.data[level]) + (image * maps.channels + channel) * maps.height[level] * width;
-    const int64_t end = plan.start(level, image + 1, maps.images);
-    for (int64_t i = plan.start(level, image, maps.images); i < end; ++i) {
-      const RegionPlan<A>& region = plan.regions[i];
-      pool_plane<kFused>(plane, width, region, scratch.lines.data(),
-                         pooled + (region.region * maps.channels + channel) * bins);
-    }
-  }
-}
-
-template <bool kFused, typename T, typename A>
-inline __attribute__((always_inline)) void scatter_channel(const FeatureMaps& gradients, const Pooling& pooling,
-                                                           const Plan<A>& plan, int64_t image, int64_t channel,
-                                                           Scratch<A>& scratch, const T* pooled) {
-  const int64_t bins = int64_t{1} * pooling.height * pooling.width;
-  for (int level = 0; level < pooling.levels; ++level) {
-    const int width = gradients.width[level];
-    const int64_t pixels = int64_t{1} * gradients.height[level] * width;
-    scratch.lines.resize(int64_t{1} * pooling.height * width);
-    T* plane = static_cast<T*>(gradients.data[level]) + (image * gradients.channels + channel) * pixels;
-    A* sums;
-    if constexpr (std::is_same_v<T, A>) {
-      sums = plane;
-      std::fill(sums, sums + pixels, A(0));
-    } else {
-      scratch.sums.assign(pixels, A(0));
-      sums = scratch.sums.data();
-    }
-    const int64_t end = plan.start(level, image + 1, gradients.images);
-    for (int64_t i = plan.start(level, image, gradients.images); i < end; ++i) {
-      const RegionPlan<A>& region = plan.regions[i];
-      scatter_plane<kFused>(pooled + (region.region * gradients.channels + channel) * bins, pooling, region,
-                            scratch.lines.data(), sums, width);
-    }
-    if constexpr (!std::is_same_v<T, A>) {
-      for (int64_t p = 0; p < pixels; ++p) plane[p] = static_cast<T>(sums[p]);
-    }
-  }
-}
-
-template <typename T, typename A>
-void pool_channel_plain(const FeatureMaps& maps, const Pooling& pooling, const Plan<A>& plan, int64_t image,
-                        int64_t channel, Scratch<A>& scratch, T* pooled) {
-  pool_channel<false>(maps, pooling, plan, image, channel, scratch, pooled);
-}
-
-template <typename T, typename A>
-void scatter_channel_plain(const FeatureMaps& maps, const Pooling& pooling, const Plan<A>& plan, int64_t image,
-                           int64_t channel, Scratch<A>& scratch, const T* pooled) {
-  scatter_channel<false>(maps, pooling, plan, image, channel, scratch, pooled);
-}
-
-#ifdef __x86_64__
-template <typename T, typename A>
-__attribute__((target("avx2,fma"))) void pool_channel_avx2(const FeatureMaps& maps, const Pooling& pooling,
-                                                           const Plan<A>& plan, int64_t image, int64_t channel,
-                                                           Scratch<A>& scratch, T* pooled) {
-  pool_channel<true>(maps, pooling, plan, image, channel, scratch, pooled);
-}
-
-template <typename T, typename A>
-__attribute__((target("avx2,fma"))) void scatter_channel_avx2(const FeatureMaps& maps, const Pooling& pooling,
-                                                              const Plan<A>& plan, int64_t image, int64_t channel,
-                                                              Scratch<A>& scratch, const T* pooled) {
-  scatter_channel<true>(maps, pooling, plan, image, channel, scratch, pooled);
-}
-#else
-template <typename T, typename A>
-constexpr auto pool_channel_avx2 = &pool_channel_plain<T, A>;
-template <typename T, typename A>
-constexpr auto scatter_channel_avx2 = &scatter_channel_plain<T, A>;
-#endif
-
-// Calls body(image, channel, scratch) for every plane, in parallel.
-template <typename A, typename Body>
-void for_each_channel(const FeatureMaps& maps, const Body& body) {
-  parallel_for(0, maps.images * maps.channels, 1, [&](int64_t begin, int64_t end) {
-    Scratch<A> scratch;
-    // Images take turns, so that threads share the work even if one image holds most of the regions.
-    for (int64_t i = begin; i < end; ++i) body(i % maps.images, i / maps.images, scratch);
-  });
-}
-
-template <typename T>
-void pool_contiguous(const FeatureMaps& maps, const Pooling& pooling, const Plan<accumulator_t<T>>& plan, T* pooled) {
-  using A = accumulator_t<T>;
-  const auto pool = has_avx2_fma() ? &pool_channel_avx2<T, A> : &pool_channel_plain<T, A>;
-  for_each_channel<A>(maps, [&](int64_t image, int64_t channel, Scratch<A>& scratch) {
-    pool(maps, pooling, plan, image, channel, scratch, pooled);
-  });
-}
-
-template <typename T>
-void scatter_contiguous(const FeatureMaps& gradients, const Pooling& pooling, const Plan<accumulator_t<T>>& plan,
-                        const T* pooled) {
-  using A = accumulator_t<T>;
-  const auto scatter = has_avx2_fma() ? &scatter_channel_avx2<T, A> : &scatter_channel_plain<T, A>;
-  for_each_channel<A>(gradients, [&](int64_t image, int64_t channel, Scratch<A>& scratch) {
-    scatter(gradients, pooling, plan, image, channel, scratch, pooled);
-  });
-}
-
 // ---- arguments
-// -------------------------------------------------------------------------------------------------------
 
 Pooling checked_pooling(int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, double canonical_size,
                         int64_t canonical_level, const std::vector<double>& scales) {
@@ -355,8 +86,10 @@ Tensor in_format(const Tensor& map, bool channels_last) {
 
 Tensor allocated(const Tensor& like, int64_t n, int64_t channels, int64_t height, int64_t width, bool channels_last) {
   const int64_t sizes[] = {n, channels, height, width};
-  return torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor tensor = torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  prefer_huge_pages(tensor);
+  return tensor;
 }
 
 FeatureMaps described(const std::vector<Tensor>& maps, const std::vector<double>& scales) {
@@ -382,7 +115,6 @@ struct Call {
 };
 
 // ---- forward
-// ---------------------------------------------------------------------------------------------------------
 
 Call forward_call(const std::vector<Tensor>& features, const Tensor& rois, const std::vector<double>& scales,
                   int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, double canonical_size,
@@ -417,7 +149,6 @@ Tensor roi_align_cpu(const std::vector<Tensor>& features, const Tensor& rois, co
 }
 
 // ---- backward
-// --------------------------------------------------------------------------------------------------------
 
 Call backward_call(const Tensor& gradient, const Tensor& rois, int64_t images, const std::vector<int64_t>& heights,
                    const std::vector<int64_t>& widths, const std::vector<double>& scales, int64_t sampling_ratio,
@@ -449,7 +180,7 @@ std::vector<Tensor> roi_align_backward_cpu(const Tensor& gradient, const Tensor&
                     using A = accumulator_t<scalar_t>;
                     const Plan<A> plan =
                         planned(call.rois.const_data_ptr<A>(), rois.size(0), call.described, call.pooling, true);
-                    const auto* bins = as<scalar_t>(pooled.const_data_ptr());
+                    const auto* bins = static_cast<const scalar_t*>(pooled.const_data_ptr());
                     if (channels_last) {
                       scatter_channels_last<scalar_t>(call.described, call.pooling, plan, bins);
                     } else {
@@ -461,7 +192,6 @@ std::vector<Tensor> roi_align_backward_cpu(const Tensor& gradient, const Tensor&
 }
 
 // ---- CUDA
-// ------------------------------------------------------------------------------------------------------------
 
 #ifdef MRCNN_CUDA
 ElementType element_type(ScalarType type) {

@@ -122,6 +122,15 @@ struct Tap {
   T weight;
 };
 
+template <typename T>
+struct Taps {
+  const Tap<T>* data;
+  int count;
+
+  HOST_DEVICE const Tap<T>* begin() const { return data; }
+  HOST_DEVICE const Tap<T>* end() const { return data + count; }
+};
+
 // A bin's taps: its samples merged by pixel. Samples move one way along the axis, so a pixel met before is among the
 // last two. Returns how many there are; only the first `capacity` are written.
 template <typename T>
