@@ -104,8 +104,12 @@ class Trainer:
                 self.average.model.load_state_dict(parts["average"])
             state = self.optimizer.state_dict()
             state["state"] = {}
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             for name, tensor in parts["optimizer"].items():
                 number, _, key = name.partition(".")
+                if tensor.shape == parameters[int(number)].shape:
+                    # In the parameter's memory format, which the fused optimiser takes for granted.
+                    tensor = torch.empty_like(parameters[int(number)], dtype=tensor.dtype).copy_(tensor)
                 state["state"].setdefault(int(number), {})[key] = tensor
             self.optimizer.load_state_dict(state)
             self.step, self.best = int(about["step"]), float(about["best"])
@@ -135,6 +139,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         trainer.restore()
         _forget_rows_after(folder / "metrics.jsonl", trainer.step)
     open_folder(run)
+    if not resume:  # of a run that was stopped before it saved anything
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
     batches = training_batches(
         run.train,
         config.data,
@@ -144,6 +150,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         steps=config.train.steps,
     )
     try:
+        if resume and evaluation_is_due(run, trainer.step) and not _was_evaluated(folder, trainer.step):
+            yield _evaluate(trainer, should_stop)  # it was stopped before or in this evaluation
         started = time.perf_counter()
         for images, targets in batches:
             waited = time.perf_counter() - started
@@ -159,7 +167,7 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
             done = trainer.step == config.train.steps
             if done or trainer.step % config.train.save_every == 0:
                 trainer.save()
-            if run.val is not None and (done or _due(config.train.evaluate_every, trainer.step)):
+            if evaluation_is_due(run, trainer.step):
                 yield _evaluate(trainer, should_stop)
             started = time.perf_counter()
     finally:
@@ -211,8 +219,14 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
     return step
 
 
-def _due(every: int | None, step: int) -> bool:
-    return every is not None and step % every == 0
+def evaluation_is_due(run: Run, step: int) -> bool:
+    """Whether the model is evaluated after this step."""
+    every = run.config.train.evaluate_every
+    return run.val is not None and (step == run.config.train.steps or (every is not None and step % every == 0))
+
+
+def _was_evaluated(folder: Path, step: int) -> bool:
+    return any(row["kind"] == "evaluation" and row["step"] == step for row in read_rows(folder / "metrics.jsonl"))
 
 
 def memory_mb(device: torch.device) -> float:
