@@ -55,7 +55,7 @@ def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             # It may stand behind the pixels. Pillow would decode all of them to look there.
-            image.info |= _png_exif(Path(path))
+            image.info.update(_png_exif(Path(path)))
         turned = Image.Image.getexif(image).get(_ORIENTATION) in _SIDEWAYS
         already = image.format == "TIFF"  # which Pillow turns by itself
         return (width, height) if turned and upright != already else (height, width)

@@ -7,25 +7,21 @@ the step at which a run was resumed.
 """
 
 import hashlib
-import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Indexed
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageRecord
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.image import Normalization, normalize
 from mrcnn_cli.data.transforms import Augment, Resize, inference, training
-from mrcnn_cli.errors import UserError
+from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.structures import ImageBatch, Targets
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -98,7 +94,7 @@ def training_batches(
         images, truths = zip(*samples, strict=True)
         return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
 
-    return _in_workers(batch, range(first_step, steps), config.workers)
+    return in_workers(batch, range(first_step, steps), config.workers)
 
 
 def evaluation_batches(
@@ -115,7 +111,7 @@ def evaluation_batches(
         images = [dataset.read_image(index) for index in indices]
         return images_batch(images, config), [dataset.images[index] for index in indices]
 
-    return _in_workers(batch, range(-(-len(dataset) // batch_size)), config.workers)
+    return in_workers(batch, range(-(-len(dataset) // batch_size)), config.workers)
 
 
 def images_batch(images: Sequence[np.ndarray], config: DataConfig) -> ImageBatch:
@@ -145,58 +141,3 @@ class _Pictures:
                 self.room -= image.nbytes
                 self.kept[index] = image
         return image
-
-
-class _Calls(Indexed):
-    """A function as a data set of its results; a person's mistake is handed over as a value, for torch would add a
-    traceback to the message of an exception."""
-
-    def __init__(self, function: Callable[[int], Any]):
-        self.function = function
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.function(number)
-        except UserError as error:
-            return error
-
-
-def _in_workers(function: Callable[[int], Any], numbers: range, workers: int) -> Generator[Any, None, None]:
-    """`function` of each number, in order, computed ahead by forked processes (which share the data set's memory).
-
-    Closing the iterator ends the processes.
-    """
-    if workers == 0:
-        for number in numbers:
-            yield function(number)
-        return
-    loader = DataLoader(
-        _Calls(function),
-        batch_size=None,
-        sampler=numbers,
-        num_workers=min(workers, max(len(numbers), 1)),
-        multiprocessing_context="fork",
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else the number of workers would show in torch's global random numbers
-    )
-    results = iter(loader)
-    try:
-        for result in results:
-            if isinstance(result, UserError):
-                raise result
-            yield result
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a process that prepares batches died, most likely for want of memory; set data.workers=0 or a smaller "
-            "data.cache_mb"
-        ) from error
-    finally:
-        # Now, not when the last reference to an exception's frames is gone.
-        results._shutdown_workers()  # type: ignore[attr-defined]
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends these
