@@ -18,7 +18,10 @@ from mrcnn_cli.errors import UserError
 from mrcnn_cli.evaluation import coco
 from mrcnn_cli.structures import Detections
 from mrcnn_cli.views import canvas
-from mrcnn_cli.views.overlay import draw
+from mrcnn_cli.views.overlay import contact_sheet, draw
+
+# The first so many pictures are shown together in overview.png.
+OVERVIEW = 12
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def predict_files(
     score_threshold: float | None = None,
     on_unreadable: Callable[[Path, UserError], None] | None = None,
 ) -> Iterator[Prediction]:
-    """Predict each file; writes its overlay below `out`, and at the end out/predictions.json.
+    """Predict each file; writes its overlay below `out`, and at the end out/predictions.json and out/overview.png.
 
     predictions.json is a list of COCO results: image_id (the file's place in the list, from 1), category_id, bbox,
     score, segmentation (compressed run lengths) and file_name.
@@ -94,7 +97,11 @@ def predict_files(
     threshold = checkpoint.config.predict.score_threshold if score_threshold is None else score_threshold
     make_folder(out)
     overlays = _overlay_paths(files, out)
+    overwritten = {path.resolve() for path in overlays} & {file.resolve() for file in files}
+    if overwritten:
+        raise UserError(f"{out}: {min(overwritten).name} would overwrite the picture itself; choose another --out")
     results: list[dict[str, Any]] = []
+    pictures: list[Any] = []
     for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
         try:
             image = read_image(file)
@@ -108,9 +115,13 @@ def predict_files(
         # People should see what the network sees: a dim microscope image is drawn as it was stretched.
         picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
         canvas.save(picture, overlay)
+        if len(pictures) < OVERVIEW:
+            pictures.append(picture)
         results += coco.results(found, number, checkpoint.category_ids, str(file))
         yield Prediction(file, found, overlay)
     write_bytes(out / "predictions.json", json.dumps(results).encode())
+    if len(pictures) > 1:
+        canvas.save(contact_sheet(pictures), out / "overview.png")
 
 
 def as_array(image: Any) -> np.ndarray:
@@ -140,7 +151,7 @@ def _overlay_paths(files: Sequence[Path], out: Path) -> list[Path]:
     common = folders[0] if folders else Path()
     while not all(folder.is_relative_to(common) for folder in folders):
         common = common.parent
-    paths, taken = [], set()
+    paths, taken = [], {out / "overview.png"}
     for file, folder in zip(files, folders, strict=True):
         path = out / folder.relative_to(common) / f"{file.stem}.png"
         if path in taken:  # a.jpg beside a.png
