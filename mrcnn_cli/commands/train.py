@@ -1,0 +1,221 @@
+"""mrcnn train: a model from a recipe and data."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mrcnn_cli.commands.console import (
+    INTERRUPTED,
+    GracefulStop,
+    Verb,
+    device_option,
+    duration,
+    json_option,
+    metrics_tables,
+    print_json,
+    say,
+    say_error,
+    say_warning,
+    set_option,
+    shown_path,
+    typed_path,
+)
+from mrcnn_cli.commands.progress import TrainingScreen
+from mrcnn_cli.errors import UserError
+
+
+@click.command(
+    "train",
+    cls=Verb,
+    examples=[
+        "mrcnn train",
+        "mrcnn train --train photos photos.json --val more more.json",
+        "mrcnn train nuclei --set train.steps=600 --out runs/longer",
+        "mrcnn train --resume runs/longer",
+    ],
+)
+@click.argument("config", required=False)
+@set_option("train.steps=600")
+@click.option(
+    "--train",
+    "train_split",
+    nargs=2,
+    metavar="DIR ANNOTATIONS",
+    show_default="the recipe's, else the sample of nuclei",
+    help="Images to learn from and their COCO annotations.",
+)
+@click.option(
+    "--val",
+    "val_split",
+    nargs=2,
+    metavar="DIR ANNOTATIONS",
+    show_default="the recipe's, else the sample of nuclei",
+    help="Images to evaluate on and their COCO annotations.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    show_default="runs/<date>-<recipe>",
+    help="The run's folder.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    show_default="a new run",
+    help="Go on with the run in this folder.",
+)
+@device_option
+@json_option
+def command(
+    config: str | None,
+    assignments: tuple[str, ...],
+    train_split: tuple[str, str] | None,
+    val_split: tuple[str, str] | None,
+    out: Path | None,
+    resume: Path | None,
+    device: str,
+    as_json: bool,
+) -> int | None:
+    """Train a model, evaluate it and keep its weights.
+
+    CONFIG is a shipped recipe's name (see 'mrcnn config list') or a TOML file. Without it, a recipe is chosen that fits
+    the data and what is installed, and without data, a small sample of nuclei is learnt.
+    """
+    if resume is not None and (config or train_split or val_split or out):
+        raise click.UsageError(
+            "--resume takes recipe, data and folder from the run: leave CONFIG, --train, --val and --out out"
+        )
+    overrides = [*_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
+
+    from mrcnn_cli.engine.memory import keep_freed_memory
+    from mrcnn_cli.engine.run import default_recipe, new_folder, prepare, read_config
+
+    keep_freed_memory()
+    if resume is not None:
+        folder = _existing_run(resume)
+        recipe = str(folder / "config.toml")
+        for change in _changes(recipe, overrides):
+            say(f"changed: {change}")
+    else:
+        recipe, reason = (config, "") if config else default_recipe(own_data=train_split is not None)
+        folder = new_folder(recipe, out)
+    if not config and resume is None:
+        say(f"no recipe named: taking {recipe}, {reason}")
+    run = prepare(read_config(recipe, overrides), folder, device)
+    for warning in run.warnings:
+        say_warning(warning)
+    _say_header(run, recipe)
+    return _train(run, resume=resume is not None, as_json=as_json)
+
+
+def _train(run: Any, resume: bool, as_json: bool) -> int | None:
+    """Trains, shows and sums up; the exit status."""
+    import torch
+
+    from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, train
+
+    config = run.config.train
+    resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}"
+    began = time.monotonic()
+    metrics: dict[str, Any] | None = None
+    done, memory = 0, 0.0
+
+    stop = GracefulStop("stopping after this step; Ctrl-C again stops at once and loses what is not saved")
+    try:
+        with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step)) as screen:
+            for step in train(run, resume=resume, should_stop=stop):
+                screen.update(step)
+                done = step.step
+                if step.kind == "evaluation":
+                    metrics = step.values
+                else:
+                    memory = step.values["memory_mb"]
+    except Interrupted as interrupted:
+        say(f"stopped after step {interrupted.step} of {config.steps}, everything is saved; {resume_line}")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        saved = (run.folder / "state.safetensors").exists()
+        say_error(f"interrupted at step {done}; {resume_line}" if saved else "interrupted, before anything was saved")
+        return INTERRUPTED
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--device {run.device}: out of memory at step {done + 1}; take a smaller train.batch_size "
+            f"(now {config.batch_size}) or smaller images"
+        ) from None
+    seconds = time.monotonic() - began
+    if done:
+        say(f"took     {duration(seconds)}, {memory:,.0f} MB at most")
+    else:
+        say(f"nothing left to do: all {config.steps} steps are done; more: --set train.steps={2 * config.steps}")
+    if as_json:
+        print_json({"run": str(run.folder), "step": done, "seconds": seconds, "memory_mb": memory, "metrics": metrics})
+    elif metrics is not None:
+        metrics_tables(metrics)
+    elif run.val is None:
+        say("not evaluated: there are no validation images; give them with --val DIR ANNOTATIONS")
+    _say_footer(run)
+    return None
+
+
+def _data_keys(name: str, split: tuple[str, str] | None) -> list[str]:
+    if split is None:
+        return []
+    # Quoted, so that a path is a string whatever it looks like; JSON's quoting is TOML's.
+    keys = (f"data.{name}.images", f"data.{name}.annotations")
+    return [f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in zip(keys, split, strict=True)]
+
+
+def _existing_run(folder: Path) -> Path:
+    """The folder of a run that can go on; what runs/latest points to rather than the link."""
+    for name in ("config.toml", "state.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: no run to go on with: there is no {name} in it; 'mrcnn train' starts a new one")
+    return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
+
+
+def _changes(recipe: str, overrides: list[str]) -> list[str]:
+    """What the overrides change, as "train.steps: 300 -> 600"."""
+    from mrcnn_cli.engine.run import read_config
+
+    before, after = (_flat(read_config(recipe, changes).model_dump(mode="json")) for changes in ((), overrides))
+    return [
+        f"{key}: {before.get(key)} -> {after.get(key)}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _say_header(run: Any, recipe: str) -> None:
+    config = run.config
+    objects = sum(len(boxes) for _, boxes in run.train.boxes_by_image())
+    classes = ", ".join(run.train.classes[:5]) + (", ..." if len(run.train.classes) > 5 else "")
+    validation = f"{len(run.val):,} to evaluate on" if run.val is not None else "none to evaluate on"
+    say(
+        f"recipe   {recipe}: {config.model.name}, {config.model.backbone.name}, {config.train.steps} steps of "
+        f"{config.train.batch_size} images"
+    )
+    say(f"data     {len(run.train):,} images with {objects:,} objects, {validation}")
+    say(f"classes  {len(run.train.classes)}: {classes}")
+    say(f"device   {run.device}")
+    say(f"folder   {shown_path(run.folder)}")
+
+
+def _say_footer(run: Any) -> None:
+    folder = shown_path(run.folder)
+    say(f"weights  {folder}/best.safetensors, {folder}/last.safetensors")
+    say(f"losses   {folder}/losses.png")
+    images = (run.config.data.val if run.val is not None else run.config.data.train).images
+    say(f"next     mrcnn predict {typed_path(images)} --weights {typed_path(run.folder)}")

@@ -1,0 +1,91 @@
+"""mrcnn evaluate: the metrics of a run or checkpoint, on its own or other data."""
+
+import json
+import shutil
+
+import pytest
+from pycocotools.coco import COCO
+
+from tests.commands.conftest import CATEGORIES, TINY, assignments
+
+
+def last_evaluation(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {key: value for key, value in rows[-1].items() if key not in ("kind", "step")}
+
+
+def test_a_run_gets_the_metrics_it_got_after_training(mrcnn, trained):
+    outcome = mrcnn("evaluate", trained, "--json")
+    assert outcome.status == 0
+    assert outcome.json == last_evaluation(trained)
+
+
+def test_the_table_shows_boxes_masks_and_each_class(mrcnn, trained):
+    outcome = mrcnn("evaluate", trained / "last.safetensors")
+    lines = outcome.out.splitlines()
+    detections = last_evaluation(trained)["detections"]
+    assert lines[0] == f"COCO metrics: 4 images, 8 objects, {detections} detections"
+    assert lines[1].split() == ["AP", "AP50", "AP75", "AP", "small", "AP", "medium", "AP", "large", "AR100"]
+    assert [line.split()[0] for line in lines[2:4]] == ["box", "mask"]
+    assert lines[4:6] == ["Per class", "class   box AP  mask AP"]
+    assert [line.split()[0] for line in lines[6:]] == ["square", "disc"]
+
+
+def test_the_newest_run_is_taken_where_none_is_named(mrcnn, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "runs" / "one")
+    outcome = mrcnn("evaluate")
+    assert outcome.status == 0
+    assert "weights  runs/one/best.safetensors (step 2)\n" in outcome.err
+
+
+def test_results_and_metrics_are_written_where_asked(mrcnn, trained, shapes, tmp_path):
+    outcome = mrcnn("evaluate", trained, "--data", shapes, shapes / "shapes.json", "--out", "found", "--json")
+    assert json.loads((tmp_path / "found" / "metrics.json").read_text()) == outcome.json
+    results = json.loads((tmp_path / "found" / "results.json").read_text())
+    assert len(results) == outcome.json["detections"]
+    assert {entry["category_id"] for entry in results} <= {3, 7}
+    COCO(shapes / "shapes.json").loadRes(results)  # raises where they do not belong together
+
+
+def test_the_recipe_that_is_kept_with_the_weights_can_be_changed(mrcnn, trained):
+    few = mrcnn("evaluate", trained, "--set", "model.box_head.detections_per_image=1", "--json").json
+    assert few["detections"] == 4
+    assert mrcnn("evaluate", trained, "--json").json["detections"] > 4
+
+
+def test_classes_are_matched_by_name_whatever_their_ids(mrcnn, trained, shapes, tmp_path):
+    truth = json.loads((shapes / "shapes.json").read_text())
+    swap = {3: 7, 7: 3}
+    for entry in truth["categories"]:
+        entry["id"] = swap[entry["id"]]
+    for entry in truth["annotations"]:
+        entry["category_id"] = swap[entry["category_id"]]
+    (tmp_path / "swapped.json").write_text(json.dumps(truth))
+    assert (
+        mrcnn("evaluate", trained, "--data", shapes, "swapped.json", "--json").json["classes"]
+        == (last_evaluation(trained)["classes"])
+    )
+
+
+def test_data_with_a_class_that_the_model_does_not_know_is_refused(mrcnn, trained, shapes, tmp_path):
+    truth = json.loads((shapes / "shapes.json").read_text())
+    truth["categories"] = [CATEGORIES[0], {"id": 7, "name": "triangle"}]
+    (tmp_path / "other.json").write_text(json.dumps(truth))
+    outcome = mrcnn("evaluate", trained, "--data", shapes, "other.json")
+    assert outcome.status == 1
+    assert "other.json" in outcome.error
+    assert "triangle" in outcome.error
+
+
+def test_a_run_without_validation_images_needs_data(mrcnn, shapes):
+    words = ["--train", shapes, shapes / "shapes.json", "--out", "run", *assignments(*TINY, "train.steps=1")]
+    assert mrcnn("train", "nuclei_scratch", *words).status == 0
+    outcome = mrcnn("evaluate", "run")
+    assert outcome.status == 1
+    assert outcome.error.endswith("its run had no validation images; give some with --data DIR ANNOTATIONS")
+    assert mrcnn("evaluate", "run", "--data", shapes, shapes / "shapes.json").status == 0
+
+
+@pytest.mark.parametrize("half", [["--data", "photos"]])
+def test_data_are_a_folder_and_a_file(mrcnn, trained, half):
+    assert mrcnn("evaluate", trained, *half).status == 2

@@ -1,0 +1,186 @@
+"""mrcnn train: a run from nothing, from own data, interrupted and gone on with."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mrcnn_cli.engine import run as runs
+from tests.commands.conftest import TINY, assignments
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def train_steps(folder):
+    return [row["step"] for row in rows(folder) if row["kind"] == "train"]
+
+
+def test_a_run_leaves_everything_that_scripts_rely_on(trained):
+    names = {
+        "config.toml",
+        "environment.txt",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+        "state.safetensors",
+        "losses.png",
+    }
+    assert {path.name for path in trained.iterdir()} == names
+    assert train_steps(trained) == [1, 2]
+    evaluation = rows(trained)[-1]
+    assert evaluation["kind"] == "evaluation"
+    assert all(0 <= evaluation[key] <= 1 for key in ("mask_ap", "mask_ap50", "box_ap", "box_ap50"))
+    assert tomllib.loads((trained / "config.toml").read_text())["data"]["classes"] == ["square", "disc"]
+
+
+def test_nothing_but_train_learns_the_sample_and_says_what_it_took(mrcnn, tmp_path):
+    small = ("train.steps=2", "train.batch_size=1", "data.augment.crop=64", "data.resize.scale=0.25", "data.workers=0")
+    outcome = mrcnn("train", *assignments(*small, "model.box_head.detections_per_image=3"))
+    assert outcome.status == 0, outcome.err
+    recipe, reason = runs.default_recipe()
+    assert f"no recipe named: taking {recipe}, {reason}" in outcome.err
+    assert "40 to evaluate on" in outcome.err
+    assert re.search(r"^step 2/2  loss \d+\.\d+ \(rpn objectness .*\)  rate .* s/step  0:00 left", outcome.err, re.M)
+    assert re.search(r"^box +\d\.\d{3}", outcome.out, re.M)
+    assert re.search(r"^mask +\d\.\d{3}", outcome.out, re.M)
+    folder = (tmp_path / "runs" / "latest").resolve()
+    assert folder.name.endswith(f"-{recipe}")
+    predict = re.search(r"^next +(mrcnn predict .*)$", outcome.err, re.M)[1].split()[1:]
+    assert Path(predict[1]).is_dir()
+    assert predict[2:] == ["--weights", f"runs/{folder.name}"]
+
+
+def test_own_data_without_a_recipe_takes_one_for_own_data(mrcnn, own_data, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # no ImageNet weights
+    outcome = mrcnn("train", *own_data, *assignments("train.steps=0"))
+    assert outcome.status == 1
+    assert f"taking {runs.OWN_SCRATCH_RECIPE}, from scratch: the ImageNet weights are not installed" in outcome.err
+    assert "train.steps: input should be greater than or equal to 1" in outcome.error
+
+
+def test_json_reports_the_run_and_nothing_else(mrcnn, own_data, tmp_path):
+    words = [*own_data, "--out", "here", "--json", *assignments(*TINY, "train.steps=1")]
+    outcome = mrcnn("train", "nuclei_scratch", *words)
+    assert outcome.json["run"] == "here"
+    assert outcome.json["step"] == 1
+    assert outcome.json["metrics"]["objects"] == 8
+    assert outcome.json["memory_mb"] > 100
+
+
+def test_without_validation_images_nothing_is_evaluated_and_it_says_so(mrcnn, shapes):
+    words = ["--train", shapes, shapes / "shapes.json", "--out", "here", *assignments(*TINY, "train.steps=1")]
+    outcome = mrcnn("train", "nuclei_scratch", *words)
+    assert outcome.status == 0
+    assert "none to evaluate on" in outcome.err
+    assert "not evaluated: there are no validation images; give them with --val DIR ANNOTATIONS" in outcome.err
+    assert Path("here/best.safetensors").exists()
+
+
+def test_a_run_is_gone_on_with_and_says_what_changed(mrcnn, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "my run")
+    outcome = mrcnn("train", "--resume", "my run", "--set", "train.steps=4")
+    assert outcome.status == 0
+    assert "changed: train.steps: 2 -> 4\n" in outcome.err
+    assert "--weights 'my run'" in outcome.err  # as a shell needs it
+    assert train_steps(tmp_path / "my run") == [1, 2, 3, 4]
+
+
+def test_going_on_through_the_link_to_the_latest_run_keeps_the_link(mrcnn, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "runs" / "one")
+    (tmp_path / "runs" / "latest").symlink_to("one")
+    assert mrcnn("train", "--resume", "runs/latest", "--set", "train.steps=3").status == 0
+    assert os.readlink(tmp_path / "runs" / "latest") == "one"
+    assert train_steps(tmp_path / "runs" / "one") == [1, 2, 3]
+
+
+def test_a_finished_run_has_nothing_left_to_do(mrcnn, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    outcome = mrcnn("train", "--resume", "run")
+    assert outcome.status == 0
+    assert "nothing left to do: all 2 steps are done; more: --set train.steps=4" in outcome.err
+    assert rows(tmp_path / "run") == rows(trained)
+
+
+def test_an_evaluation_that_was_interrupted_is_done_when_the_run_goes_on(mrcnn, trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    outcome = mrcnn("train", "--resume", "run")
+    assert outcome.status == 0
+    assert rows(folder) == rows(trained)
+    assert "box" in outcome.out
+
+
+def test_resume_takes_everything_from_the_run(mrcnn, trained):
+    outcome = mrcnn("train", "nuclei", "--resume", trained)
+    assert outcome.status == 2
+    assert outcome.error.startswith("--resume takes recipe, data and folder from the run")
+
+
+@pytest.mark.parametrize("missing", ["config.toml", "state.safetensors"])
+def test_a_folder_that_is_no_run_cannot_be_gone_on_with(mrcnn, trained, tmp_path, missing):
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / missing).unlink()
+    outcome = mrcnn("train", "--resume", "run")
+    assert outcome.status == 1
+    assert outcome.error == f"run: no run to go on with: there is no {missing} in it; 'mrcnn train' starts a new one"
+
+
+def test_a_run_is_not_written_over(mrcnn, trained, own_data):
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", trained)
+    assert outcome.status == 1
+    assert "holds a run already; go on with --resume" in outcome.error
+
+
+def interrupt(arguments, ready):
+    """The exit status and stderr of `mrcnn` in a process that gets a Ctrl-C, as from a terminal, once it is ready."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "mrcnn_cli", *map(str, arguments)]
+    with open("stderr.txt", "w") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not ready(process, Path("stderr.txt").read_text()):
+            assert process.poll() is None, Path("stderr.txt").read_text()
+            assert time.monotonic() < deadline, Path("stderr.txt").read_text()
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        return process.wait(timeout=60), Path("stderr.txt").read_text()
+    finally:
+        process.kill()
+
+
+def test_an_interrupted_run_saves_says_how_to_go_on_and_goes_on(mrcnn, own_data):
+    words = ["train", "nuclei_scratch", *own_data, "--out", "here"]
+    settings = assignments(*TINY, "data.workers=1", "train.steps=5000")
+    status, text = interrupt([*words, *settings], lambda _, text: "step 1/5000" in text)
+    assert status == 130
+    assert "Traceback" not in text
+    stopped = int(re.search(r"^stopped after step (\d+) of 5000, everything is saved; ", text, re.M)[1])
+    assert text.endswith("go on with: mrcnn train --resume here\n")
+    assert train_steps(Path("here")) == list(range(1, stopped + 1))
+    outcome = mrcnn("train", "--resume", "here", "--set", f"train.steps={stopped + 2}", "--set", "data.workers=0")
+    assert outcome.status == 0
+    assert train_steps(Path("here")) == list(range(1, stopped + 3))
+    assert rows(Path("here"))[-1]["kind"] == "evaluation"
+
+
+def test_an_interrupt_while_torch_is_being_imported_is_one_plain_line(mrcnn, own_data):
+    def importing(process, _):
+        return "libtorch_cpu" in Path(f"/proc/{process.pid}/maps").read_text()
+
+    status, text = interrupt(["train", "nuclei_scratch", *own_data, "--out", "here"], importing)
+    assert (status, text) == (130, "error: interrupted\n")
+    assert not Path("here").exists()
