@@ -5,7 +5,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from mrcnn_cli.commands.console import chatter, duration, say
@@ -68,7 +68,7 @@ class TrainingScreen:
 
     def __enter__(self) -> Self:
         if chatter.is_interactive:
-            columns = (BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (BarColumn(20), TextColumn("{task.description}", markup=False))
             self.bar = Progress(*columns, console=chatter, transient=True)
             self.bar.add_task("preparing the first step", total=self.steps)
             self.bar.start()
@@ -88,20 +88,20 @@ class TrainingScreen:
         for name, value in step.values.items():
             if name.startswith("loss") or name == "seconds":
                 self.smoothed.setdefault(name, Smoothed()).add(value)
-        line = self._line(step)
         evaluates = self.evaluates_after(step.step)
         if self.bar is not None:
-            shown = f"step {step.step}/{self.steps}: evaluating" if evaluates else line
+            shown = f"step {step.step}/{self.steps}  evaluating" if evaluates else "\n".join(self._lines(step))
             self.bar.update(self.bar.task_ids[0], completed=step.step, description=shown)
             return
         due = self.spoken_step is None or step.step - self.spoken_step >= LINE_STEPS or step.step == self.steps
         if due or evaluates or time.monotonic() - self.spoken >= LINE_SECONDS:
             self.spoken_step, self.spoken = step.step, time.monotonic()
-            say(line)
+            say("  ".join(self._lines(step)))
         if evaluates:
             say("evaluating")
 
-    def _line(self, step: Any) -> str:
+    def _lines(self, step: Any) -> tuple[str, str]:
+        """What fits into 80 columns beside the bar, and the losses one by one."""
         means = {name: smoothed.mean for name, smoothed in self.smoothed.items()}
         terms = ", ".join(
             f"{name.removeprefix('loss_').replace('_', ' ')} {mean:.3f}"
@@ -110,9 +110,9 @@ class TrainingScreen:
         )
         remaining = duration((self.steps - step.step) * means["seconds"])
         return (
-            f"step {step.step}/{self.steps}  loss {means['loss']:.3f} ({terms})  "
-            f"rate {step.values['learning_rate']:.1e}  {means['seconds']:.2f} s/step  "
-            f"{remaining} left  {step.values['memory_mb']:,.0f} MB"
+            f"step {step.step}/{self.steps}  loss {means['loss']:.3f}  {means['seconds']:.2f} s/step  "
+            f"{remaining} left  {step.values['memory_mb']:,.0f} MB",
+            f"{terms}; learning rate {step.values['learning_rate']:.1e}",
         )
 
     def _print(self, line: str) -> None:

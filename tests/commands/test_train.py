@@ -50,7 +50,7 @@ def test_nothing_but_train_learns_the_sample_and_says_what_it_took(mrcnn, tmp_pa
     recipe, reason = runs.default_recipe()
     assert f"no recipe named: taking {recipe}, {reason}" in outcome.err
     assert "40 to evaluate on" in outcome.err
-    assert re.search(r"^step 2/2  loss \d+\.\d+ \(rpn objectness .*\)  rate .* s/step  0:00 left", outcome.err, re.M)
+    assert re.search(r"^step 2/2  loss \d+\.\d+  .* s/step  0:00 left  .* MB  rpn objectness \d.*", outcome.err, re.M)
     assert re.search(r"^box +\d\.\d{3}", outcome.out, re.M)
     assert re.search(r"^mask +\d\.\d{3}", outcome.out, re.M)
     folder = (tmp_path / "runs" / "latest").resolve()

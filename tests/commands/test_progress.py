@@ -1,0 +1,109 @@
+"""Progress: what is said, and how often."""
+
+import io
+
+import pytest
+
+from mrcnn_cli.commands import console, progress
+from mrcnn_cli.commands.progress import Counter, Smoothed, TrainingScreen
+from mrcnn_cli.engine.train import Step
+
+
+def step(number, loss=1.0, seconds=0.5):
+    values = {"loss": loss, "loss_rpn_box": loss / 4, "learning_rate": 1e-3, "seconds": seconds, "memory_mb": 1234.5}
+    return Step("train", number, values)
+
+
+def never(number):
+    return False
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """stderr as a terminal of 80 columns that remembers everything."""
+    screen = io.StringIO()
+    fake = console.Console(file=screen, force_terminal=True, force_interactive=True, width=80, color_system=None)
+    monkeypatch.setattr(progress, "chatter", fake)
+    return screen
+
+
+def test_lines_come_every_twenty_steps_and_at_the_end(capsys, clock):
+    with TrainingScreen(50, never) as screen:
+        for number in range(1, 51):
+            screen.update(step(number))
+    steps = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert steps == ["1/50", "21/50", "41/50", "50/50"]
+
+
+def test_slow_steps_are_said_every_ten_seconds(capsys, clock):
+    with TrainingScreen(50, never) as screen:
+        for number in range(1, 8):
+            clock[0] += 5
+            screen.update(step(number))
+    steps = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert steps == ["1/50", "3/50", "5/50", "7/50"]
+
+
+def test_a_line_says_loss_terms_rate_time_left_and_memory(capsys):
+    with TrainingScreen(121, never) as screen:
+        screen.update(step(1, loss=2.0))
+    assert capsys.readouterr().err == (
+        "step 1/121  loss 2.000  0.50 s/step  1:00 left  1,234 MB  rpn box 0.500; learning rate 1.0e-03\n"
+    )
+
+
+def test_an_evaluation_is_announced_and_its_metrics_are_said(capsys):
+    metrics = {"box_ap": 0.25, "box_ap50": 0.5, "mask_ap": 0.125, "mask_ap50": None}
+    with TrainingScreen(2, lambda number: number == 2) as screen:
+        screen.update(step(2))
+        screen.update(Step("evaluation", 2, metrics | {"mask_ap50": 0.375}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == ["evaluating", "step 2/2  box AP 0.250, AP50 0.500  mask AP 0.125, AP50 0.375"]
+
+
+def test_metrics_of_no_objects_are_said_in_words():
+    assert progress.brief_metrics({"box_ap": None, "box_ap50": None}) == "no objects to evaluate on"
+
+
+def test_a_terminal_gets_a_bar_that_fits_it(terminal):
+    with TrainingScreen(90_000, never) as screen:
+        for number in range(80_000, 80_003):
+            screen.update(step(number))
+        screen.bar.refresh()
+    text = terminal.getvalue()
+    assert "step 80002/90000  loss 1.000  0.50 s/step  1:23:19 left  1,234 MB" in text
+    assert "rpn box 0.250; learning rate 1.0e-03" in text
+
+
+def test_a_smoothed_value_starts_at_the_first_and_follows_slowly():
+    smoothed = Smoothed()
+    smoothed.add(3.0)
+    assert smoothed.mean == pytest.approx(3.0)
+    for _ in range(200):
+        smoothed.add(1.0)
+    assert smoothed.mean == pytest.approx(1.0, abs=1e-3)
+    smoothed.add(2.0)
+    assert smoothed.mean == pytest.approx(1.05, abs=1e-3)
+
+
+def test_counting_says_how_far_it_is_every_ten_seconds(capsys, clock):
+    with Counter("evaluating", 30) as counter:
+        for done in range(1, 31):
+            clock[0] += 1
+            counter.update(done, 30)
+    assert capsys.readouterr().err == "evaluating 10/30\nevaluating 20/30\nevaluating 30/30\n"
+
+
+def test_counting_on_a_terminal_is_a_bar(terminal):
+    with Counter("predicting", 4) as counter:
+        counter.update(3, 4)
+        counter.bar.refresh()
+    assert "predicting" in terminal.getvalue()
+    assert "3/4" in terminal.getvalue()
