@@ -97,7 +97,13 @@ CUDA_ARCHS = supported(CUDA_ROOT, architectures()) if CUDA_ROOT else []
 # loops ask for fused multiply-adds by name.
 CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Werror"] if STRICT else []
-NVCC_FLAGS = ["-O3", "-std=c++17", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "--fmad=false",
+    "-Xfatbin=-compress-all",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+]
 NVCC_FLAGS += ["-Werror=all-warnings", "-Xcompiler=-Werror"] if STRICT else []
 
 
@@ -146,7 +152,7 @@ def python_module() -> Extension:
 
 
 class BuildKernels(BuildExtension):
-    """Compiles the .cu files with nvcc first, then lets Torch's ninja build compile and link the C++ files."""
+    """Compiles the .cu files with nvcc while Torch's ninja build compiles the C++ files, and links all of them."""
 
     def get_ext_filename(self, name: str) -> str:
         # No Python ABI in the operator library, so none in its name.
@@ -156,13 +162,16 @@ class BuildKernels(BuildExtension):
         return extension.export_symbols
 
     def build_extensions(self) -> None:
-        if CUDA_ROOT:
-            files = sources("*/*_cuda.cu")
-            with ThreadPoolExecutor(jobs()) as pool:
-                objects = list(pool.map(self.compile_cuda, files))
-            library = next(extension for extension in self.extensions if extension.name.endswith("_ops"))
-            library.extra_objects = objects
-        super().build_extensions()
+        with ThreadPoolExecutor(jobs()) as pool:
+            kernels = [pool.submit(self.compile_cuda, source) for source in sources("*/*_cuda.cu") if CUDA_ROOT]
+            link = self.compiler.link_shared_object
+
+            def link_with_kernels(objects: list[str], output: str, *rest: object, **options: object) -> None:
+                of_kernels = [kernel.result() for kernel in kernels] if output.endswith("_ops.so") else []
+                link([*objects, *of_kernels], output, *rest, **options)
+
+            self.compiler.link_shared_object = link_with_kernels
+            super().build_extensions()
 
     def compile_cuda(self, source: str) -> str:
         """One object file for one .cu file; compiled again only if a source, a header or the command changed."""

@@ -207,6 +207,22 @@ ElementType element_type(ScalarType type) {
   }
 }
 
+// The type the kernels compute with: half precision moves in packets of eight channels, other numbers of them go
+// through float32.
+ScalarType kernel_type(ScalarType type, int64_t channels) {
+  return channels % packed_channels(element_type(type)) == 0 ? type : ScalarType::Float;
+}
+
+Tensor in_type(const Tensor& map, ScalarType type) {
+  return map.scalar_type() == type ? map : torch::stable::to(map, type);
+}
+
+// Channels last, in the kernels' type, and on a boundary of 16 bytes, which a slice of another tensor may not be.
+Tensor for_kernel(const Tensor& map, ScalarType type) {
+  const Tensor dense = in_format(in_type(map, type), true);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : torch::stable::clone(dense);
+}
+
 // The CUDA kernels read and write channels last; contiguous maps are converted on the way in and out, which a device
 // does at the speed of its memory.
 Tensor roi_align_cuda(const std::vector<Tensor>& features, const Tensor& rois, const std::vector<double>& scales,
@@ -215,31 +231,35 @@ Tensor roi_align_cuda(const std::vector<Tensor>& features, const Tensor& rois, c
   check_features(features, scales);
   check_rois(rois, features[0]);
   const torch::stable::accelerator::DeviceGuard guard(features[0].get_device_index());
-  const Call call = forward_call(features, rois, scales, height, width, sampling_ratio, aligned, canonical_size,
-                                 canonical_level, true);
-  const int64_t count = rois.size(0);
-  Tensor pooled = allocated(features[0], count, call.described.channels, height, width, true);
+  const ScalarType type = features[0].scalar_type(), computed = kernel_type(type, features[0].size(1));
+  std::vector<Tensor> maps;
+  for (const Tensor& map : features) maps.push_back(for_kernel(map, computed));
+  const Call call =
+      forward_call(maps, rois, scales, height, width, sampling_ratio, aligned, canonical_size, canonical_level, true);
+  Tensor pooled = allocated(maps[0], rois.size(0), call.described.channels, height, width, true);
   if (pooled.numel() > 0) {
-    check_launch("roi_align", launch_roi_align(element_type(features[0].scalar_type()), call.described, call.pooling,
-                                               call.rois.const_data_ptr(), count, pooled.mutable_data_ptr(),
-                                               current_stream(pooled)));
+    check_launch("roi_align",
+                 launch_roi_align(element_type(computed), call.described, call.pooling, call.rois.const_data_ptr(),
+                                  rois.size(0), pooled.mutable_data_ptr(), current_stream(pooled)));
   }
-  return in_format(pooled, prefers_channels_last(features[0]));
+  return in_format(in_type(pooled, type), prefers_channels_last(features[0]));
 }
 
 std::vector<Tensor> roi_align_backward_cuda(const Tensor& gradient, const Tensor& rois, int64_t images,
                                             const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
                                             const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
                                             double canonical_size, int64_t canonical_level, bool channels_last) {
+  check(gradient.dim() == 4, "roi_align_backward: grad must be [R, C, h, w], got ", ShapeOf{gradient});
   const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
-  const Call call = backward_call(gradient, rois, images, heights, widths, scales, sampling_ratio, aligned,
+  const ScalarType type = gradient.scalar_type(), computed = kernel_type(type, gradient.size(1));
+  const Tensor pooled = for_kernel(gradient, computed);
+  const Call call = backward_call(pooled, rois, images, heights, widths, scales, sampling_ratio, aligned,
                                   canonical_size, canonical_level, true);
-  const Tensor pooled = in_format(gradient, true);
-  check_launch("roi_align_backward", launch_roi_align_backward(element_type(gradient.scalar_type()), call.described,
-                                                               call.pooling, call.rois.const_data_ptr(), rois.size(0),
+  check_launch("roi_align_backward", launch_roi_align_backward(element_type(computed), call.described, call.pooling,
+                                                               call.rois.const_data_ptr(), rois.size(0),
                                                                pooled.const_data_ptr(), current_stream(gradient)));
   std::vector<Tensor> maps;
-  for (const Tensor& map : call.maps) maps.push_back(in_format(map, channels_last));
+  for (const Tensor& map : call.maps) maps.push_back(in_format(in_type(map, type), channels_last));
   return maps;
 }
 #endif

@@ -34,7 +34,7 @@ struct Pooling {
 // The index of the feature map for a box x1, y1, x2, y2 in image pixels: equation 1 of "Feature Pyramid Networks" (Lin
 // et al., 2017) with torchvision's 1e-6, clamped to the maps there are. A box without a size goes to the finest.
 template <typename T>
-HOST_DEVICE int assigned_level(const T* box, const Pooling& pooling) {
+HOST_DEVICE_CALL int assigned_level(const T* box, const Pooling& pooling) {
   if (pooling.levels == 1) return 0;
   const T size = std::sqrt((box[2] - box[0]) * (box[3] - box[1]));
   const T level = std::floor(T(pooling.canonical_level) + std::log2(size / T(pooling.canonical_size)) + T(1e-6)) -
@@ -52,7 +52,7 @@ struct AxisGeometry {
 };
 
 template <typename T>
-HOST_DEVICE AxisGeometry<T> axis_geometry(T low, T high, T scale, int bins, int length, const Pooling& pooling) {
+HOST_DEVICE_CALL AxisGeometry<T> axis_geometry(T low, T high, T scale, int bins, int length, const Pooling& pooling) {
   const T shift = pooling.aligned ? T(0.5) : T(0);
   const T start = low * scale - shift;
   T extent = high * scale - shift - start;
@@ -97,7 +97,7 @@ struct SampleRange {
 };
 
 template <typename T>
-HOST_DEVICE SampleRange sample_range(const AxisGeometry<T>& axis, int bin) {
+HOST_DEVICE_CALL SampleRange sample_range(const AxisGeometry<T>& axis, int bin) {
   constexpr int few = 64;
   if (axis.samples <= few) return {0, axis.samples};
   const double origin = double(axis.start) + bin * double(axis.bin), step = double(axis.bin) / axis.samples;
@@ -134,7 +134,7 @@ struct Taps {
 // A bin's taps: its samples merged by pixel. Samples move one way along the axis, so a pixel met before is among the
 // last two. Returns how many there are; only the first `capacity` are written.
 template <typename T>
-HOST_DEVICE int merged_taps(const AxisGeometry<T>& axis, int bin, Tap<T>* taps, int capacity) {
+HOST_DEVICE_CALL int merged_taps(const AxisGeometry<T>& axis, int bin, Tap<T>* taps, int capacity) {
   const T share = T(1) / T(axis.samples > 1 ? axis.samples : 1);
   const SampleRange range = sample_range(axis, bin);
   int count = 0;
@@ -162,7 +162,7 @@ HOST_DEVICE int merged_taps(const AxisGeometry<T>& axis, int bin, Tap<T>* taps, 
 
 // The weight of one pixel in one bin: merged_taps seen from the pixel.
 template <typename T>
-HOST_DEVICE T pixel_weight(const AxisGeometry<T>& axis, int bin, int pixel) {
+HOST_DEVICE_CALL T pixel_weight(const AxisGeometry<T>& axis, int bin, int pixel) {
   const SampleRange range = sample_range(axis, bin);
   T weight = T(0);
   for (int i = range.first; i < range.last; ++i) {
@@ -183,8 +183,12 @@ struct FeatureMaps {
 };
 
 // CUDA: regions is [count, 5] (image, x1, y1, x2, y2) in T's accumulation type, pooled [count, height, width,
-// channels]. Return nullptr or an error message.
+// channels]. All addresses must be multiples of 16 bytes, and channels a multiple of packed_channels. Return nullptr or
+// an error message.
 enum class ElementType { kFloat, kDouble, kHalf, kBFloat16 };
+inline int64_t packed_channels(ElementType type) {
+  return type == ElementType::kHalf || type == ElementType::kBFloat16 ? 8 : 1;
+}
 const char* launch_roi_align(ElementType type, const FeatureMaps& maps, const Pooling& pooling, const void* regions,
                              int64_t count, void* pooled, void* stream);
 const char* launch_roi_align_backward(ElementType type, const FeatureMaps& gradients, const Pooling& pooling,
