@@ -1,5 +1,6 @@
 """mrcnn train: a run from nothing, from own data, interrupted and gone on with."""
 
+import errno
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 from mrcnn_cli.engine import run as runs
+from mrcnn_cli.engine.train import Step
 from tests.commands.conftest import TINY, assignments
 
 
@@ -151,13 +154,13 @@ def interrupt(arguments, ready):
             command, stdout=subprocess.DEVNULL, stderr=errors, env=environment, start_new_session=True
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not ready(process, Path("stderr.txt").read_text()):
             assert process.poll() is None, Path("stderr.txt").read_text()
             assert time.monotonic() < deadline, Path("stderr.txt").read_text()
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGINT)
-        return process.wait(timeout=60), Path("stderr.txt").read_text()
+        return process.wait(timeout=300), Path("stderr.txt").read_text()
     finally:
         process.kill()
 
@@ -184,3 +187,58 @@ def test_an_interrupt_while_torch_is_being_imported_is_one_plain_line(mrcnn, own
     status, text = interrupt(["train", "nuclei_scratch", *own_data, "--out", "here"], importing)
     assert (status, text) == (130, "error: interrupted\n")
     assert not Path("here").exists()
+
+
+def ends_with(error):
+    """A stand-in for the training loop that does one step and then meets `error`."""
+
+    def train(run, resume=False, should_stop=None):
+        values = {"loss": 1.0, "learning_rate": 1e-3, "seconds": 0.1, "memory_mb": 100.0}
+        yield Step("train", 3, values)
+        raise error
+
+    return train
+
+
+def test_a_second_interrupt_says_where_the_saved_run_goes_on(mrcnn, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / "run")
+    monkeypatch.setattr("mrcnn_cli.engine.train.train", ends_with(KeyboardInterrupt()))
+    outcome = mrcnn("train", "--resume", "run", "--set", "train.steps=9")
+    assert outcome.status == 130
+    assert outcome.error == "interrupted at step 3; go on with: mrcnn train --resume run"
+
+
+def test_a_second_interrupt_before_anything_was_saved_promises_nothing(mrcnn, own_data, monkeypatch):
+    monkeypatch.setattr("mrcnn_cli.engine.train.train", ends_with(KeyboardInterrupt()))
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", "here", *assignments(*TINY))
+    assert outcome.status == 130
+    assert outcome.error == "interrupted, before anything was saved"
+
+
+def test_too_little_memory_is_one_line_that_names_the_key(mrcnn, own_data, monkeypatch):
+    monkeypatch.setattr("mrcnn_cli.engine.train.train", ends_with(torch.OutOfMemoryError("CUDA out of memory")))
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", "here", *assignments(*TINY))
+    assert outcome.status == 1
+    assert "out of memory at step 4; take a smaller train.batch_size (now 2)" in outcome.error
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(mrcnn, trained, tmp_path, monkeypatch):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    flush = os.fsync
+
+    def full(file):
+        if os.fstat(file).st_size > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = mrcnn("train", "--resume", "run", "--set", "train.steps=3")
+    assert outcome.status == 1
+    assert "last.safetensors: cannot be written: No space left on device" in outcome.error
+    for name in ("last.safetensors", "best.safetensors", "state.safetensors"):
+        assert (folder / name).read_bytes() == (trained / name).read_bytes()
+    assert {path.name for path in folder.iterdir()} == {path.name for path in trained.iterdir()}
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert mrcnn("train", "--resume", "run", "--set", "train.steps=3").status == 0
+    assert train_steps(folder) == [1, 2, 3]
