@@ -44,7 +44,9 @@ class Resize(Config):
     @model_validator(mode="after")
     def _check(self) -> "Resize":
         if self.scale is not None and self.short_side is not None:
-            raise ValueError("scale and short_side exclude each other: leave one out")
+            raise ValueError(
+                "scale and short_side exclude each other: leave one out, as in --set 'data.resize={scale=2.0}'"
+            )
         if self.short_side is not None and self.long_side is not None and self.long_side < self.short_side:
             raise ValueError(f"long_side ({self.long_side}) is less than short_side ({self.short_side}): raise it")
         return self

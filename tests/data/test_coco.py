@@ -291,6 +291,8 @@ def test_boxes_that_leave_the_image_are_clipped_and_counted(files):
         ([1, 2, 3, 4], "fewer than 3 points"),
         ([1, 2, 3, 4, 5, 6, 7], "half a point"),
         ([1, 2, 3, 4, 5, math.nan], "not finite"),
+        ([1, 2, 3, 4, 5, 1e15], "far outside"),
+        ([1, 2, -3e7, 4, 5, 6], "far outside"),
     ],
 )
 def test_faulty_polygons_are_left_out_and_counted(files, polygon, fault):

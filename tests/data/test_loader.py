@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -203,6 +204,7 @@ def in_a_process_of_its_own(dataset: Dataset, log: Path) -> tuple[int, list[int]
         output = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # not pytest's
         try:
             for step, _ in enumerate(training_batches(dataset, recipe(workers=2), batch_size=2, seed=0, steps=10**9)):
                 if step == 0:
@@ -226,6 +228,10 @@ def running(pid: int) -> bool:
 
 def test_ctrl_c_ends_everything_without_a_word_from_the_workers(files, tmp_path):
     pid, workers = in_a_process_of_its_own(files.read(), tmp_path / "log")
+    for worker in workers:  # which Ctrl-C must not touch: the main process may first want to save
+        os.kill(worker, signal.SIGINT)
+    time.sleep(0.2)
+    assert all(map(running, workers))
     os.killpg(pid, signal.SIGINT)
     assert os.waitpid(pid, 0)[1] == 0
     assert (tmp_path / "log").read_text() == "stopped with 0 workers"

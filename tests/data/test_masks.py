@@ -37,6 +37,7 @@ def test_runs_over_many_columns_are_cut_column_by_column():
     assert len(run_lengths(coco_mask.encode(mask))) == 3  # one run of foreground
     for window in [(0, 0, 9, 6), (2, 0, 3, 6), (0, 0, 3, 4), (6, 1, 9, 6), (0, 0, 3, 2), (7, 0, 9, 6), (3, 5, 5, 6)]:
         assert visible_box(coco_mask.encode(mask), window) == dense_box(mask, window)
+    assert visible_box(coco_mask.encode(mask), (-9, -9, 99, 99)) == dense_box(mask, (0, 0, 9, 6))
 
 
 def scanned_box(polygon: np.ndarray, window: tuple[int, ...], spacing: float) -> tuple[float, ...] | None:
