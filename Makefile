@@ -30,8 +30,15 @@ $(VENV)/ready: setup.py pyproject.toml $(shell find csrc -type f)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[test,pretrained]'
 	touch $@
 
+# With the machine's own python and torch. A missing GPU is an error here, not a skip.
 gpu-check:
-	PYTHON=$(PYTHON) benchmarks/gpu_check.sh
+	$(PYTHON) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'error: no CUDA device here')"
+	MRCNN_CUDA=1 MRCNN_CUDA_ARCHS="$(or $(MRCNN_CUDA_ARCHS),90)" $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m mrcnn_cli gradcheck --device cuda
+	mkdir -p benchmarks/results
+	$(PYTHON) -m mrcnn_cli bench kernels --device cuda \
+		--out "benchmarks/results/$$($(PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))').json"
 
 lint:
 	$(BIN)/python -m pip install --quiet -e '.[lint]' --no-build-isolation
