@@ -103,7 +103,7 @@ def command(
         for change in _changes(recipe, overrides):
             say(f"changed: {change}")
     else:
-        recipe, reason = (config, "") if config else default_recipe(own_data=train_split is not None)
+        recipe, reason = (config, "") if config else default_recipe(own_data=any(text.startswith("data.train.") for text in overrides))
         folder = new_folder(recipe, out)
     if not config and resume is None:
         say(f"no recipe named: taking {recipe}, {reason}")
