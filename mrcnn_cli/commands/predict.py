@@ -105,6 +105,8 @@ def command(
     else:
         _show_counts(rows)
     say(f"pictures     {shown_path(out)}/, {len(rows):,} files")
+    if len(rows) > 1:
+        say(f"overview     {shown_path(out)}/overview.png")
     say(f"predictions  {shown_path(out)}/predictions.json")
     if failures:
         say_error(f"{len(failures)} of {len(files)} images could not be read; the others are done")

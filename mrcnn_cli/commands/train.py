@@ -103,7 +103,8 @@ def command(
         for change in _changes(recipe, overrides):
             say(f"changed: {change}")
     else:
-        recipe, reason = (config, "") if config else default_recipe(own_data=any(text.startswith("data.train.") for text in overrides))
+        own_data = any(text.startswith("data.train.") for text in overrides)
+        recipe, reason = (config, "") if config else default_recipe(own_data)
         folder = new_folder(recipe, out)
     if not config and resume is None:
         say(f"no recipe named: taking {recipe}, {reason}")

@@ -190,7 +190,7 @@ def test_a_graceful_stop_asks_first_and_interrupts_then(capfd):
 def test_colours_are_only_for_a_terminal_and_without_no_color():
     def coloured(**changes):
         environment = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "FORCE_COLOR")}
-        command = [sys.executable, "-m", "mrcnn_cli", "config", "show", "nope"]
+        command = [sys.executable, "-m", "mrcnn_cli", "nope"]
         environment |= {"TERM": "xterm", **changes}
         return "\x1b[31m" in subprocess.run(command, env=environment, capture_output=True, text=True).stderr
 

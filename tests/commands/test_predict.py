@@ -38,7 +38,11 @@ def test_the_summary_counts_objects_per_image_and_class(mrcnn, trained, shapes):
         assert row in [line.split() for line in outcome.out.splitlines()]
     first = [entry for entry in results if entry["image_id"] == 1]
     assert any(line.split()[:2] == [str(shapes / "1.png"), str(len(first))] for line in outcome.out.splitlines())
-    assert "pictures     predictions/, 4 files\npredictions  predictions/predictions.json\n" in outcome.err
+    assert outcome.err.endswith(
+        "pictures     predictions/, 4 files\n"
+        "overview     predictions/overview.png\n"
+        "predictions  predictions/predictions.json\n"
+    )
 
 
 def test_json_names_weights_pictures_and_counts(mrcnn, trained, shapes):
@@ -86,7 +90,8 @@ def test_broken_images_are_named_and_the_others_are_done(mrcnn, trained, shapes,
     assert cut.startswith("error: images/cut.png: ")
     assert text.startswith("error: images/text.png: ")
     assert last == "error: 2 of 4 images could not be read; the others are done"
-    assert {path.name for path in (tmp_path / "predictions").iterdir()} == {"a.png", "z.png", "predictions.json"}
+    written = {path.name for path in (tmp_path / "predictions").iterdir()}
+    assert written == {"a.png", "z.png", "overview.png", "predictions.json"}
     results = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
     assert {entry["file_name"] for entry in results} == {"images/a.png", "images/z.png"}
     report = mrcnn("predict", "images", "--weights", trained, "--json").json
