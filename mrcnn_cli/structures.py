@@ -33,9 +33,8 @@ class ImageBatch:
         step = max(divisor, 1)
         height, width = (-(-max(size[axis] for size in sizes) // step) * step for axis in (0, 1))
         first = images[0]
-        pixels = torch.zeros(
-            (len(images), first.shape[0], height, width), dtype=first.dtype, device=first.device
-        ).contiguous(memory_format=torch.channels_last)
+        shape = (len(images), first.shape[0], height, width)
+        pixels = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last).zero_()
         for slot, image, (h, w) in zip(pixels, images, sizes, strict=True):
             slot[:, :h, :w] = image
         return cls(pixels, sizes, list(original_sizes) if original_sizes is not None else list(sizes))

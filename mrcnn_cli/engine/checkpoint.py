@@ -115,7 +115,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", overrides: Iterab
     config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
     model = build_model(config.model, len(categories))
     load_weights(model, tensors, str(file))
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
     return Checkpoint(model, config, categories, file, step)
 
 

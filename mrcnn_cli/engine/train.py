@@ -61,7 +61,7 @@ class Trainer:
         self.run = run
         self.model = build_model(config.model, len(run.categories))
         load_backbone(self.model, config)
-        self.model.to(run.device, memory_format=torch.channels_last).train()
+        self.model.to(run.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(config.train, self.model)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
         self.step = 0

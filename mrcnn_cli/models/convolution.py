@@ -21,6 +21,11 @@ class FrozenBatchNorm(nn.Module):
         eps: added to the variance. Detectron2 and torchvision use 1e-5, EfficientNet 1e-3.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
         self.eps = eps

@@ -54,8 +54,9 @@ class MaskHead(nn.Module):
         self.logits = nn.Conv2d(config.conv_channels, 1 if config.class_agnostic else num_classes, 1)
         nn.init.kaiming_normal_(self.upsample.weight, mode="fan_out", nonlinearity="relu")
         nn.init.normal_(self.logits.weight, std=0.001)
-        nn.init.zeros_(self.upsample.bias)
-        nn.init.zeros_(self.logits.bias)
+        for layer in (self.upsample, self.logits):
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
 
     @property
     def size(self) -> int:

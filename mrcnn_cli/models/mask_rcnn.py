@@ -45,8 +45,9 @@ class MaskRCNN(nn.Module):
     def __init__(self, config: MaskRCNNConfig, num_classes: int):
         super().__init__()
         self.preprocess = Preprocess(config.pixels)
-        self.backbone = build_backbone(config.backbone, len(config.pixels.mean))
-        self.fpn = FPN(config.fpn, self.backbone.channels, self.backbone.strides)
+        backbone = build_backbone(config.backbone, len(config.pixels.mean))
+        self.backbone = backbone
+        self.fpn = FPN(config.fpn, backbone.channels, backbone.strides)
         self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
         self.box_head = BoxHead(config.box_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
         self.mask_head = MaskHead(config.mask_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
@@ -71,8 +72,10 @@ class MaskRCNN(nn.Module):
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures, with masks."""
         features = self.fpn(self.backbone(self.preprocess(images)))
-        proposals = self.rpn.proposals(*self.rpn(features), images.sizes)
-        found = self.box_head.found(*self.box_head(features, proposals), proposals, images.sizes)
+        logits, deltas, anchors = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        class_logits, box_deltas = self.box_head(features, proposals)
+        found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
         # Masks are cut at the final boxes, not at the proposals.
         mask_logits = self.mask_head(features, [f.boxes for f in found], [f.labels for f in found])
         probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])

@@ -28,6 +28,9 @@ class PixelsConfig(Config):
 class Preprocess(nn.Module):
     """(pixels - mean) / deviation in float32, and the padding set again afterwards."""
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, config: PixelsConfig):
         super().__init__()
         self.config = config

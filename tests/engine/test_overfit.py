@@ -13,7 +13,7 @@ def test_two_images_are_learnt_by_heart(tmp_path):
     same = {key.replace("train", "val"): value for key, value in train.items()}
     unvaried = {
         "data.augment": {"flip": 0.0},
-        "train.steps": 200,
+        "train.steps": 260,
         "train.batch_size": 2,
         "train.average": 0.9,
         "train.weight_decay": 0.0,

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from pydantic import Field
-from torch import nn
 
 from mrcnn_cli.models.backbones.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from mrcnn_cli.models.backbones.resnet import ResNet, ResNetConfig
@@ -19,6 +18,6 @@ BACKBONES = {
 BackboneConfig = Annotated[ResNetConfig | EfficientNetLiteConfig, Field(discriminator="name")]
 
 
-def build_backbone(config: ResNetConfig | EfficientNetLiteConfig, input_channels: int = 3) -> nn.Module:
+def build_backbone(config: ResNetConfig | EfficientNetLiteConfig, input_channels: int = 3) -> ResNet | EfficientNetLite:
     """The backbone that a recipe names, with fresh weights."""
     return BACKBONES[config.name](config, input_channels)
