@@ -187,7 +187,7 @@ def _compared(op: str, case: str, check: Check, dtype: str, device: torch.device
 
 
 def _differentiated(op: str, case: str, check: Check, device: torch.device) -> Row:
-    """Analytical gradient of a weighted sum of the result, in float64, against central differences, number by number."""
+    """The gradient of a weighted sum of the result, in float64, against central differences, number by number."""
     values = [value.to(device, torch.float64).requires_grad_() for value in check.values]
     result = check.function(*values)
     weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64, device=device).reshape(result.shape)
@@ -307,7 +307,8 @@ def _run(op: str, race: Race, device: torch.device, seconds: float) -> Row:
         error = _difference(expected, work())
         if not error <= race.tolerance:
             raise UserError(
-                f"{op}, {race.case}: our answer differs from {peer}'s by {error:.2g}; not timed - run 'mrcnn gradcheck {op}'"
+                f"{op}, {race.case}: our answer differs from {peer}'s by {error:.2g}, so it is not timed; "
+                f"run 'mrcnn gradcheck {op}'"
             )
     contestants = {"": race.ours, **race.peers}
     times: dict[str, list[float]] = {name: [] for name in contestants}
