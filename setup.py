@@ -215,6 +215,6 @@ class BuildPackage(build_py):
 
 setup(
     ext_modules=[operators(), python_module()],
-    package_data={"mrcnn_cli": ["py.typed", "data/sample/**/*", "views/**/*.css", "views/**/*.js", "views/**/*.html"]},
+    package_data={"mrcnn_cli": ["py.typed", "_C.pyi", "data/sample/**/*"]},
     cmdclass={"build": BuildFresh, "build_ext": BuildKernels, "build_py": BuildPackage},
 )
