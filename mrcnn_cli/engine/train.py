@@ -83,7 +83,7 @@ class Trainer:
             for name, value in state.items():
                 if value is not None:
                     tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        about = {"step": str(self.step), "best": repr(self.best), "recipe": recipes.dumps(self.run.config)}
+        about = {"step": str(self.step), "recipe": recipes.dumps(self.run.config)}
         write_tensors(folder / "state.safetensors", tensors, about)
 
     def restore(self) -> None:
@@ -112,7 +112,7 @@ class Trainer:
                     tensor = torch.empty_like(parameters[int(number)], dtype=tensor.dtype).copy_(tensor)
                 state["state"].setdefault(int(number), {})[key] = tensor
             self.optimizer.load_state_dict(state)
-            self.step, self.best = int(about["step"]), float(about["best"])
+            self.step = int(about["step"])
         except (RuntimeError, KeyError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path}: does not fit the recipe beside it ({reason}); train anew") from None
@@ -137,7 +137,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
     trainer = Trainer(run)
     if resume:
         trainer.restore()
-        _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+        rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+        trainer.best = max((_score(row) for row in rows if row["kind"] == "evaluation"), default=-math.inf)
     open_folder(run)
     if not resume:  # of a run that was stopped before it saved anything
         (folder / "metrics.jsonl").unlink(missing_ok=True)
@@ -188,7 +189,7 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise UserError(
-            f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, the weights saved last are kept - "
+            f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, what was saved is kept; "
             f"take a smaller train.learning_rate (now {config.train.learning_rate:g}) or train.clip_norm"
         )
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -212,11 +213,16 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
         raise Interrupted(trainer.step)
     step = Step("evaluation", trainer.step, metrics)
     append_row(run.folder / "metrics.jsonl", step.row())
-    score = metrics.get("mask_ap") if metrics.get("mask_ap") is not None else metrics.get("box_ap")
-    if (score is not None and score > trainer.best) or not (run.folder / "best.safetensors").exists():
-        trainer.best = score if score is not None else trainer.best
+    if _score(metrics) > trainer.best or not (run.folder / "best.safetensors").exists():
+        trainer.best = _score(metrics)
         write_weights(run.folder / "best.safetensors", trainer.evaluated, run.config, run.categories, trainer.step)
     return step
+
+
+def _score(metrics: dict[str, Any]) -> float:
+    """What the best weights are best in: mask AP, or box AP without masks."""
+    score = metrics.get("mask_ap", metrics.get("box_ap"))
+    return -math.inf if score is None else score
 
 
 def evaluation_is_due(run: Run, step: int) -> bool:
@@ -236,10 +242,11 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _forget_rows_after(path: Path, step: int) -> None:
-    """Rows of steps that are about to be done again."""
+def _forget_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the rows of steps that are about to be done again; the rows that stay."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return rows
 
 
 def _draw(folder: Path) -> None:

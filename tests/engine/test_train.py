@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mrcnn_cli.engine import files, library
+from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import load, read_tensors
 from mrcnn_cli.engine.run import prepare, read_config
 from mrcnn_cli.engine.train import Interrupted, train
@@ -110,6 +111,19 @@ def test_resuming_after_a_crash_repeats_only_the_steps_that_were_not_saved(finis
     assert [step.step for step in resumed if step.kind == "train"] == [3, 4]
     assert [row["step"] for row in files.read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 4]
     assert digest(tmp_path / "run") == digest(folder)
+
+
+def test_a_resumed_run_remembers_how_good_the_best_weights_were(tmp_path, prepared, monkeypatch):
+    scores = iter([0.9, 0.1])
+    monkeypatch.setattr(training, "evaluate", lambda *a, **k: ({"mask_ap": next(scores), "box_ap": 0.5}, []))
+    run = prepared(tmp_path / "run", train__evaluate_every=2)
+    seen = []
+    with pytest.raises(Interrupted, match="stopped after step 3"):
+        for step in train(run, should_stop=lambda: bool(seen) and seen[-1].step == 3):
+            seen.append(step)
+    list(train(prepared(tmp_path / "run", train__evaluate_every=2), resume=True))
+    assert load(tmp_path / "run" / "best.safetensors").step == 2
+    assert load(tmp_path / "run" / "last.safetensors").step == 4
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_step_and_the_term(tmp_path, prepared):
