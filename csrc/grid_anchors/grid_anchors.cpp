@@ -35,7 +35,7 @@ Tensor grid_anchors_cpu(const Tensor& like, const std::vector<double>& base_anch
                     scalar_t* out = anchors.mutable_data_ptr<scalar_t>();
                     const int64_t row = width * grid.count * 4;
                     std::vector<scalar_t> base(&grid.corners[0][0], &grid.corners[0][0] + 4 * grid.count);
-                    parallel_for(0, row > 0 ? height : 0, std::max<int64_t>(1, 65536 / std::max<int64_t>(row, 1)),
+                    parallel_for(0, row > 0 ? height : 0, std::max<int64_t>(1, 262144 / std::max<int64_t>(row, 1)),
                                  [&](int64_t begin, int64_t end) {
                                    for (int64_t y = begin; y < end; ++y) {
                                      scalar_t* to = out + y * row;

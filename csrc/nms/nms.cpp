@@ -139,11 +139,13 @@ Tensor nms_cpu(const Tensor& boxes, const std::optional<Tensor>& groups, double 
   }
   const auto count = static_cast<int64_t>(starts.size());
   starts.push_back(n);
+  // Few boxes are done before other threads have woken up.
+  const int64_t grain = n < 4096 ? std::max<int64_t>(count, 1) : 1;
 
   THO_DISPATCH_V2(dense.scalar_type(), "nms", AT_WRAP([&] {
                     const scalar_t* box = dense.const_data_ptr<scalar_t>();
                     const scalar_t threshold = threshold_in<scalar_t>(iou_threshold);
-                    parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+                    parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
                       for (int64_t g = begin; g < end; ++g) {
                         suppress(box, order.data() + starts[g], starts[g + 1] - starts[g], threshold, kept);
                       }

@@ -72,9 +72,10 @@ def _kept(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_threshold: f
     if scores.ndim != 1 or scores.shape[0] != boxes.shape[0]:
         raise RuntimeError(f"nms: scores must be [{boxes.shape[0]}], got {list(scores.shape)}")
     order = scores.detach().sort(descending=True, stable=True).indices
+    # index_select, not [order]: that one wakes up the other threads for a few boxes already
     if groups is not None:
-        groups = groups[order].long()
-    return order[nms_sorted(boxes[order], iou_threshold, groups)]
+        groups = groups.index_select(0, order).long()
+    return order[nms_sorted(boxes.index_select(0, order), iou_threshold, groups)]
 
 
 def _described(tensor: Tensor) -> str:
