@@ -11,6 +11,8 @@ COMMANDS = {
     "predict": "mrcnn_cli.commands.predict",
     "config": "mrcnn_cli.commands.config",
     "doctor": "mrcnn_cli.commands.doctor",
+    "gradcheck": "mrcnn_cli.commands.gradcheck",
+    "bench": "mrcnn_cli.commands.bench",
 }
 
 cli = Verbs(

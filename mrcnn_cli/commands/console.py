@@ -255,7 +255,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     On a terminal it fits the screen; elsewhere each row is one line, for grep and awk.
     """
     cells = [[_cell(value) for value in row] for row in rows]
-    right = [bool(cells) and all(isinstance(row[place], _Number) for row in cells) for place in range(len(columns))]
+    right = [bool(cells) and all(isinstance(row[place], Number) for row in cells) for place in range(len(columns))]
     if not results.is_terminal:
         _plain_table(title, columns, [[cell.plain for cell in row] for row in cells], right)
         return
@@ -287,7 +287,7 @@ def _plain_table(title: str, columns: Sequence[str], rows: list[list[str]], righ
         click.echo("  ".join(padded).rstrip())
 
 
-class _Number(Text):
+class Number(Text):
     """A cell that is aligned as a number."""
 
 
@@ -295,12 +295,12 @@ def _cell(value: Any) -> Text:
     if isinstance(value, Text):
         return value
     if value is None:
-        return _Number("-")
+        return Number("-")
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, float):
-        return _Number(f"{value:.3f}")
-    return _Number(f"{value:,}") if isinstance(value, int) else Text(str(value))
+        return Number(f"{value:.3f}")
+    return Number(f"{value:,}") if isinstance(value, int) else Text(str(value))
 
 
 def metrics_tables(metrics: dict[str, Any]) -> None:

@@ -50,6 +50,37 @@ class Counter:
             say(f"{self.what} {done}/{total}")
 
 
+class Activity:
+    """Something that takes a while, nobody knows how long.
+
+    Args:
+        what: what is being done, such as "timing".
+    """
+
+    def __init__(self, what: str):
+        self.status = chatter.status(what) if chatter.is_interactive else None
+        self.spoken = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.status is not None:
+            self.status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.status is not None:
+            self.status.stop()
+
+    def say(self, text: str) -> None:
+        """How far it is."""
+        if self.status is not None:
+            self.status.update(Text(text))
+        elif time.monotonic() - self.spoken >= LINE_SECONDS:
+            self.spoken = time.monotonic()
+            say(text)
+
+
 class TrainingScreen:
     """The steps of a training run.
 

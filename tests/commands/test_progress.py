@@ -5,7 +5,7 @@ import io
 import pytest
 
 from mrcnn_cli.commands import console, progress
-from mrcnn_cli.commands.progress import Counter, Smoothed, TrainingScreen
+from mrcnn_cli.commands.progress import Activity, Counter, Smoothed, TrainingScreen
 from mrcnn_cli.engine.train import Step
 
 
@@ -107,3 +107,17 @@ def test_counting_on_a_terminal_is_a_bar(terminal):
         counter.bar.refresh()
     assert "predicting" in terminal.getvalue()
     assert "3/4" in terminal.getvalue()
+
+
+def test_an_activity_is_said_now_and_then(capsys, clock):
+    with Activity("timing") as activity:
+        for number in range(1, 6):
+            clock[0] += 4
+            activity.say(f"timed {number}")
+    assert capsys.readouterr().err == "timed 3\n"
+
+
+def test_an_activity_on_a_terminal_is_a_line_that_goes_away(terminal):
+    with Activity("timing") as activity:
+        activity.say("timed nms")
+    assert "timed nms" in terminal.getvalue()
