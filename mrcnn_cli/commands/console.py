@@ -182,6 +182,8 @@ def _fail(error: BaseException, debug: bool) -> int:
         message = f"{error.filename or 'a file'}: {error.strerror}"
     elif isinstance(error, UserError):
         message = str(error)
+    elif isinstance(error, ModuleNotFoundError) and error.name == "mrcnn_cli._C":
+        message = "the kernels are not built; run: pip install --no-build-isolation -e . in the checkout"
     else:
         debug, message = True, "this is a bug of mrcnn, not yours; please report it with the lines above"
     if debug:

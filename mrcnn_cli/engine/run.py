@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from mrcnn_cli import _C
 from mrcnn_cli import config as recipes
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Dataset
@@ -97,19 +98,23 @@ def read_config(recipe: str | Path, overrides: Iterable[str] | Mapping[str, Any]
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device named, or the GPU if there is one.
+    """The device named, or the GPU if there is one that the kernels were built for.
 
     Raises:
         UserError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() and _C.cuda else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--device {name}: not usable here ({reason}); take cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: not usable here (the kernels know CPU and CUDA); take cpu, cuda or cuda:N")
+    if device.type == "cuda" and not _C.cuda:
+        raise UserError(f"--device {name}: the kernels were built without CUDA; build them again with MRCNN_CUDA=1")
     return device
 
 

@@ -182,6 +182,6 @@ def test_an_unknown_key_names_the_closest(mrcnn):
     refused(mrcnn("train", "nuclei", "--set", "train.bach_size=3"), "unknown key; did you mean 'batch_size'?")
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
 def test_a_device_that_is_not_there_is_refused(mrcnn, trained, device):
     refused(mrcnn("evaluate", trained, "--device", device), f"--device {device}: not usable here")

@@ -144,6 +144,11 @@ def test_a_full_disk_is_no_bug(capsys):
     assert capsys.readouterr().err == "error: runs/a/last.safetensors: No space left on device\n"
 
 
+def test_kernels_that_are_not_built_are_no_bug(capsys):
+    assert run(failing(ModuleNotFoundError("No module named 'mrcnn_cli._C'", name="mrcnn_cli._C")), []) == 1
+    assert capsys.readouterr().err.startswith("error: the kernels are not built; run: pip install")
+
+
 @pytest.mark.parametrize("arguments", [("--debug", "config", "show", "nope"), ("config", "show", "nope", "--debug")])
 def test_debug_shows_the_traceback_of_a_mistake_too(mrcnn, arguments):
     outcome = mrcnn(*arguments)
