@@ -1,8 +1,8 @@
 """RoIAlign over a feature pyramid, beside torchvision.ops.MultiScaleRoIAlign.
 
 Maps P2-P5 of an 800 x 1344 image with 256 channels; boxes as a detector proposes them. Ours is timed on channels-last
-maps unless a case says otherwise; torchvision always gets contiguous float32 maps, on which it is fastest: it would copy
-others first, and knows no bfloat16.
+maps unless a case says otherwise; torchvision always gets contiguous float32 maps, on which it is fastest: it would
+copy others first, and knows no bfloat16.
 """
 
 import torch

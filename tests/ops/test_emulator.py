@@ -1,0 +1,287 @@
+"""The CUDA kernels, run on the CPU by tests/emulator: they equal the CPU's and touch no byte that is not theirs."""
+
+import ctypes
+import math
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrcnn_cli.ops import grid_anchors, multilevel_roi_align, nms_sorted
+
+ROOT = Path(__file__).resolve().parents[2]
+EMULATOR = ROOT / "tests" / "emulator"
+KERNELS = sorted((ROOT / "csrc").glob("*/*_cuda.cu"))
+FLAGS = ["-std=c++17", "-DMRCNN_EMULATOR", f"-I{EMULATOR}", "-O1", "-fPIC", "-ffp-contract=off"]
+FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+ORDERS = (0, 1, 2)  # of the threads between barriers: forward, backward, shuffled
+
+
+def compiled(folder, sources, flags, output):
+    """Compiles each source with g++, .cu files too, and links them."""
+    compiler = shutil.which("g++")
+    assert compiler, "the emulator is compiled with g++, which is not there"
+
+    def one(source):
+        target = folder / f"{source.name}.o"
+        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(one, sources))
+    subprocess.run([compiler, *flags, *objects, "-o", folder / output], check=True)
+    return folder / output
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    sources = [*KERNELS, EMULATOR / "emulated.cpp", EMULATOR / "faults.cu"]
+    library = ctypes.CDLL(str(compiled(tmp_path_factory.mktemp("emulated"), sources, ["-shared"], "emulated.so")))
+    for function in (library.nms_float, library.nms_double, library.grid_anchors_float, library.roi_align):
+        function.restype = ctypes.c_char_p
+    library.run_fault.restype = library.nms_too_many.restype = ctypes.c_char_p
+    return library
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None)
+
+
+def array(kind, values):
+    return (kind * len(values))(*values)
+
+
+def some_boxes(count, seed=0, extent=200.0):
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=random) * extent
+    return torch.cat([corner, corner + torch.rand(count, 2, generator=random) * 60 + 1], 1)
+
+
+def test_a_missing_barrier_gives_other_results_in_other_orders(emulated):
+    results = {}
+    for with_barrier in (0, 1):
+        for order in ORDERS:
+            emulated.set_order(order, 3)
+            out = torch.full((64,), -7, dtype=torch.int32)
+            emulated.run_neighbours(with_barrier, 64, pointer(out))
+            results[with_barrier, order] = out.tolist()
+    expected = [*range(1, 64), 0]
+    assert [results[1, order] for order in ORDERS] == [expected] * 3
+    assert all(results[0, order] != expected for order in ORDERS)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (0, "a barrier or a warp operation waits"),
+        (1, "a barrier after some threads of the block have returned"),
+        (2, "a barrier or a warp operation waits"),
+        (3, "a warp mask lacks the calling lane"),
+        (4, "a shuffle reads a lane outside of the mask"),
+        (5, "no device takes such a block"),
+        (6, "no device takes such a grid"),
+    ],
+)
+def test_the_emulator_finds_each_fault(emulated, number, message):
+    emulated.set_order(0, 1)
+    assert message in emulated.run_fault(number).decode()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
+def test_nms_keeps_the_boxes_that_the_cpu_keeps(emulated, count, order):
+    emulated.set_order(order, count)
+    for dtype in (torch.float32, torch.float64):
+        boxes = some_boxes(count).to(dtype)
+        boxes[count // 2, 1] = math.nan
+        function = emulated.nms_float if dtype == torch.float32 else emulated.nms_double
+        for groups in (None, torch.arange(count) % 3):
+            for threshold in (0.3, 0.7):
+                keep = torch.zeros(count, dtype=torch.bool)
+                failure = function(
+                    pointer(boxes), pointer(groups), ctypes.c_int64(count), ctypes.c_double(threshold), pointer(keep)
+                )
+                assert failure is None
+                assert torch.equal(keep, nms_sorted(boxes, threshold, groups))
+
+
+def test_nms_refuses_more_boxes_than_its_scan_can_hold(emulated):
+    assert b"393216" in emulated.nms_too_many(pointer(torch.zeros(1, 4)), ctypes.c_int64(400_000))
+
+
+def test_grid_anchors_equal_the_cpus_to_the_bit(emulated):
+    emulated.set_order(0, 1)
+    height, width, sizes, ratios = 7, 45, (16.0, 40.0), (0.5, 1.0, 2.0)
+    base = grid_anchors(sizes, ratios, (1, 1), 1, dtype=torch.float64)
+    anchors = torch.full((height * width * len(base), 4), math.nan)
+    failure = emulated.grid_anchors_float(
+        array(ctypes.c_double, base.flatten().tolist()),
+        len(base),
+        ctypes.c_int64(height),
+        ctypes.c_int64(width),
+        ctypes.c_double(16.0),
+        ctypes.c_double(4.5),
+        ctypes.c_double(0.5),
+        pointer(anchors),
+    )
+    assert failure is None
+    assert torch.equal(anchors, grid_anchors(sizes, ratios, (height, width), (16.0, 4.5), offset=0.5))
+
+
+TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+SCALES = [1 / 4, 1 / 8, 1 / 16]
+SIZES = [(24, 29), (12, 15), (6, 8)]
+CANONICAL = {"canonical_size": 50.0, "canonical_level": 3}
+
+
+def run_roi_align(library, maps, rois, pooled, ratio, aligned, *, backward):
+    """Runs the launcher on channels-last memory; fills `pooled`, or the maps from it."""
+    assert all(map.is_contiguous(memory_format=torch.channels_last) for map in (*maps, pooled))
+    return library.roi_align(
+        int(backward),
+        TYPES[pooled.dtype],
+        len(maps),
+        array(ctypes.c_void_p, [map.data_ptr() for map in maps]),
+        array(ctypes.c_int, [map.shape[2] for map in maps]),
+        array(ctypes.c_int, [map.shape[3] for map in maps]),
+        array(ctypes.c_double, SCALES),
+        ctypes.c_int64(maps[0].shape[0]),
+        ctypes.c_int64(maps[0].shape[1]),
+        pointer(rois),
+        ctypes.c_int64(len(rois)),
+        pointer(pooled),
+        pooled.shape[2],
+        pooled.shape[3],
+        ratio,
+        int(aligned),
+        ctypes.c_double(CANONICAL["canonical_size"]),
+        CANONICAL["canonical_level"],
+    )
+
+
+def a_pyramid(channels, dtype):
+    random = torch.Generator().manual_seed(channels)
+    maps = [torch.randn(2, channels, *size, generator=random).to(dtype) for size in SIZES]
+    return [map.to(memory_format=torch.channels_last) for map in maps]
+
+
+def some_rois(count, dtype):
+    """Boxes on two images, in no order; some reach outside, two are odd, one needs more taps than a table holds."""
+    boxes = some_boxes(count, seed=5, extent=90.0) - 15
+    boxes[1] = torch.tensor([10.0, 10, 10, 10])
+    boxes[2] = torch.tensor([40.0, 30, 20, 10])
+    boxes[3] = torch.tensor([-400.0, -300, 700, 800])
+    rois = torch.cat([torch.arange(count)[:, None] % 2, boxes], 1)
+    return rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("ratio", "aligned"), [(0, False), (2, True)])
+@pytest.mark.parametrize(
+    ("dtype", "channels", "size"),
+    [
+        (torch.float32, 128, (3, 2)),
+        (torch.float32, 132, (2, 2)),
+        (torch.float32, 7, (2, 3)),
+        (torch.float64, 5, (2, 2)),
+        (torch.float16, 24, (2, 2)),
+        (torch.bfloat16, 264, (1, 2)),
+    ],
+)
+def test_roi_align_equals_the_cpu(emulated, dtype, channels, size, ratio, aligned, order):
+    emulated.set_order(order, 11)
+    maps = [map.requires_grad_() for map in a_pyramid(channels, dtype)]
+    rois = some_rois(14, dtype)
+    expected = multilevel_roi_align(maps, rois, size, SCALES, ratio, aligned, **CANONICAL)
+    pooled = torch.full_like(expected, math.nan)
+    assert run_roi_align(emulated, maps, rois, pooled, ratio, aligned, backward=False) is None
+    rounding = torch.finfo(dtype).eps
+    torch.testing.assert_close(pooled, expected, rtol=rounding, atol=max(1e-12, 8 * rounding))
+
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    weights = weights.contiguous(memory_format=torch.channels_last)
+    grads = torch.autograd.grad(expected, maps, weights)
+    gathered = [torch.full_like(map, math.nan) for map in maps]  # every pixel must be written
+    assert run_roi_align(emulated, gathered, rois, weights, ratio, aligned, backward=True) is None
+    for result, wanted in zip(gathered, grads, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=rounding, atol=max(1e-12, 16 * rounding))
+
+
+def test_more_regions_than_one_round_of_a_block_are_gathered_in_their_order(emulated):
+    maps = [map.requires_grad_() for map in a_pyramid(4, torch.float32)]
+    rois = some_rois(600, torch.float32)
+    expected = multilevel_roi_align(maps, rois, 1, SCALES, 1, **CANONICAL)
+    weights = torch.ones_like(expected)
+    grads = torch.autograd.grad(expected, maps, weights)
+    runs = []
+    for order in ORDERS:
+        emulated.set_order(order, 2)
+        gathered = [torch.full_like(map, math.nan) for map in maps]
+        assert run_roi_align(emulated, gathered, rois, weights, 1, False, backward=True) is None
+        runs.append(gathered)
+    for result, wanted in zip(runs[0], grads, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+def test_a_region_of_no_image_gives_zeros_and_no_gradient(emulated):
+    emulated.set_order(0, 1)
+    maps = a_pyramid(4, torch.float32)
+    rois = torch.tensor([[2.0, 0, 0, 30, 30], [-1, 0, 0, 30, 30], [math.nan, 0, 0, 30, 30], [1, math.nan, 0, 5, 5]])
+    pooled = torch.full((4, 4, 2, 2), math.nan).to(memory_format=torch.channels_last)
+    assert run_roi_align(emulated, maps, rois, pooled, 2, False, backward=False) is None
+    assert torch.equal(pooled, torch.zeros_like(pooled))
+    gathered = [torch.full_like(map, math.nan) for map in maps]
+    weights = torch.ones_like(pooled)
+    assert run_roi_align(emulated, gathered, rois, weights, 2, False, backward=True) is None
+    assert all(torch.equal(map, torch.zeros_like(map)) for map in gathered)
+
+
+def test_no_regions_give_a_zero_gradient(emulated):
+    emulated.set_order(0, 1)
+    gathered = [torch.full_like(map, math.nan) for map in a_pyramid(4, torch.float32)]
+    weights = torch.zeros(0, 4, 2, 2).contiguous(memory_format=torch.channels_last)
+    assert run_roi_align(emulated, gathered, torch.zeros(0, 5), weights, 2, False, backward=True) is None
+    assert all(torch.equal(map, torch.zeros_like(map)) for map in gathered)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_emulated_half_precision_rounds_as_pytorch_does(emulated, dtype):
+    # All 65536 numbers go out as they came in, through float32 and back: one sample in the middle of a pixel.
+    bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    map = bits.view(dtype).reshape(1, 8, 64, 128).contiguous(memory_format=torch.channels_last)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(128.0), indexing="ij")
+    corner = torch.stack([x, y], -1).reshape(-1, 2)
+    rois = torch.cat([torch.zeros(len(corner), 1), corner * 4 - 2, corner * 4 + 2], 1)
+    pooled = torch.zeros(len(corner), 8, 1, 1, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    scale_one = [map, map, map]
+    assert run_roi_align(emulated, scale_one, rois, pooled, 1, False, backward=False) is None
+    expected = map.permute(0, 2, 3, 1).reshape(-1, 8)
+    same = pooled.reshape(-1, 8) == expected
+    assert bool((same | expected.isnan()).all())
+    assert torch.equal(pooled.reshape(-1, 8).isnan(), expected.isnan())
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    sources = [*KERNELS, EMULATOR / "emulated.cpp", EMULATOR / "faults.cu", EMULATOR / "sanitized.cpp"]
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
+    return compiled(tmp_path_factory.mktemp("sanitized"), sources, flags, "sanitized")
+
+
+@pytest.mark.slow
+def test_no_kernel_touches_a_byte_that_is_not_its_own(sanitized):
+    result = subprocess.run([sanitized], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
+    assert result.stdout == "clean\n"
+
+
+@pytest.mark.slow
+def test_the_sanitizer_reports_a_planted_write_out_of_bounds(sanitized):
+    result = subprocess.run([sanitized, "plant"], capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "heap-buffer-overflow" in result.stderr
+    assert "write_at" in result.stderr
