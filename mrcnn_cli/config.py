@@ -87,7 +87,8 @@ def validate(schema: type[Schema], table: Mapping[str, Any], source: str = "conf
     """`table` as a `schema`.
 
     Raises:
-        UserError: names the first faulty key, what is wrong with it, the closest known key, and how many more there are.
+        UserError: names the first faulty key, what is wrong with it, the closest known key, and how many more
+            there are.
     """
     try:
         return schema.model_validate(table)

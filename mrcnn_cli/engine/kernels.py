@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -353,12 +354,12 @@ def _races(op: str, device: torch.device) -> Iterator[Race]:
         yield from _pooling_races(op, maps, boxes, vision)
     elif op == "nms":
         for count in (1000, 12000):
-            boxes, scores = _boxes(count, 800, 1088, 16, 400, random).to(device), torch.rand(count, generator=random)
-            scores = scores.to(device)
-            peers = {"torchvision": lambda b=boxes, s=scores: vision.nms(b, s, 0.7)} if vision else {}
-            if count <= 1000:
-                peers = {"plain": lambda b=boxes, s=scores: _plain_nms(b, s, 0.7), **peers}
-            yield Race(f"{count} boxes", lambda b=boxes, s=scores: nms(b, s, 0.7), peers, 0.0)
+            boxes = _boxes(count, 800, 1088, 16, 400, random).to(device)
+            scores = torch.rand(count, generator=random).to(device)
+            peers = {"plain": partial(_plain_nms, boxes, scores, 0.7)} if count <= 1000 else {}
+            if vision:
+                peers["torchvision"] = partial(vision.nms, boxes, scores, 0.7)
+            yield Race(f"{count} boxes", partial(nms, boxes, scores, 0.7), peers, 0.0)
     elif op == "batched_nms":
         boxes, scores = _boxes(20000, 800, 1088, 16, 400, random).to(device), torch.rand(20000, generator=random)
         scores, groups = scores.to(device), torch.randint(0, 80, (20000,), generator=random).to(device)
@@ -389,42 +390,28 @@ def _races(op: str, device: torch.device) -> Iterator[Race]:
 
 def _pooling_races(op: str, maps: list[Tensor], boxes: Tensor, vision: Any) -> Iterator[Race]:
     rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
-    one_level = op == "roi_align"
-    if one_level:
-        maps, scales = maps[1:2], SCALES[1:2]
-    else:
-        scales = SCALES
     for layout, form in (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format)):
         for backward in (False, True):
             inputs = [m.to(memory_format=form).requires_grad_(backward) for m in maps]
-
-            def ours(inputs: list[Tensor] = inputs) -> Tensor:
-                if one_level:
-                    return roi_align(inputs[0], rois, 7, scales[0], 2, True)
-                return multilevel_roi_align(inputs, [boxes], 7, scales, 2, False)
-
-            def plain(inputs: list[Tensor] = inputs) -> Tensor:
-                return _plain_roi_align(inputs[0], rois, 7, scales[0], 2)
-
-            def theirs(inputs: list[Tensor] = inputs) -> Tensor:
-                if one_level:
-                    return vision.roi_align(inputs[0], rois, 7, scales[0], 2, True)
-                pooler = vision.MultiScaleRoIAlign([str(i) for i in range(len(inputs))], 7, 2)
-                return pooler({str(i): x for i, x in enumerate(inputs)}, [boxes], [(800, 1088)])
-
-            works = {
-                "ours": ours,
-                **({"plain": plain} if one_level else {}),
-                **({"torchvision": theirs} if vision else {}),
-            }
+            works: dict[str, Callable[[], Any]]
+            if op == "roi_align":  # one level, half-pixel shift
+                inputs, scale = inputs[1:2], SCALES[1]
+                works = {
+                    "ours": partial(roi_align, inputs[0], rois, 7, scale, 2, True),
+                    "plain": partial(_plain_roi_align, inputs[0], rois, 7, scale, 2),
+                }
+                if vision:
+                    works["torchvision"] = partial(vision.roi_align, inputs[0], rois, 7, scale, 2, True)
+            else:
+                works = {"ours": partial(multilevel_roi_align, inputs, [boxes], 7, SCALES, 2, False)}
+                if vision:
+                    pooler = vision.MultiScaleRoIAlign([str(i) for i in range(len(inputs))], 7, 2)
+                    named = {str(i): x for i, x in enumerate(inputs)}
+                    works["torchvision"] = partial(pooler, named, [boxes], [(800, 1088)])
             if backward:
                 works = {name: _gradient_of(work, inputs) for name, work in works.items()}
-            yield Race(
-                f"{'backward' if backward else 'forward'} 500 regions 7x7, C=256, {layout}",
-                works.pop("ours"),
-                works,
-                1e-4,
-            )
+            direction = "backward" if backward else "forward"
+            yield Race(f"{direction} 500 regions 7x7, C=256, {layout}", works.pop("ours"), works, 1e-4)
 
 
 def _gradient_of(work: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], Any]:
