@@ -356,7 +356,9 @@ def _races(op: str, device: torch.device) -> Iterator[Race]:
         for count in (1000, 12000):
             boxes = _boxes(count, 800, 1088, 16, 400, random).to(device)
             scores = torch.rand(count, generator=random).to(device)
-            peers = {"plain": partial(_plain_nms, boxes, scores, 0.7)} if count <= 1000 else {}
+            peers: dict[str, Callable[[], Any]] = {}
+            if count <= 1000:
+                peers["plain"] = partial(_plain_nms, boxes, scores, 0.7)
             if vision:
                 peers["torchvision"] = partial(vision.nms, boxes, scores, 0.7)
             yield Race(f"{count} boxes", partial(nms, boxes, scores, 0.7), peers, 0.0)
