@@ -46,8 +46,9 @@ namespace emulator {
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 
-// In which order the threads of a block run between two barriers.
-enum class Order { kForward, kBackward, kShuffled };
+// In which order the threads of a block run: all of them up to their next barrier or warp operation, in turn, or -
+// eager - the first ones as far as they get before the next ones do anything.
+enum class Order { kForward, kBackward, kShuffled, kEager };
 
 struct Index {
   unsigned x, y, z;
@@ -204,6 +205,7 @@ inline void run_block() {
   std::iota(order.begin(), order.end(), 0u);
   if (m.order == Order::kBackward) std::reverse(order.begin(), order.end());
   if (m.order == Order::kShuffled) std::shuffle(order.begin(), order.end(), std::mt19937(m.seed));
+  const bool eager = m.order == Order::kEager;
   for (unsigned i = 0; i < count; ++i) {
     Fiber& fiber = m.fibers[i];
     fiber.number = i;
@@ -220,6 +222,7 @@ inline void run_block() {
       progress = true;
       resume(fiber);
       if (!m.error.empty()) fail(std::exchange(m.error, ""));
+      if (eager) break;
     }
     if (m.alive > 0 && m.at_barrier == m.alive) {
       open_barrier();

@@ -81,7 +81,7 @@ int main(int argc, char**) {
     run_write(8, 8);
     return 0;
   }
-  for (const int order : {0, 1, 2}) {
+  for (const int order : {0, 1, 2, 3}) {
     set_order(order, 7);
     for (const int64_t n : {1, 63, 64, 65, 130}) run_nms(n);
   }

@@ -17,7 +17,7 @@ EMULATOR = ROOT / "tests" / "emulator"
 KERNELS = sorted((ROOT / "csrc").glob("*/*_cuda.cu"))
 FLAGS = ["-std=c++17", "-DMRCNN_EMULATOR", f"-I{EMULATOR}", "-O1", "-fPIC", "-ffp-contract=off"]
 FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-ORDERS = (0, 1, 2)  # of the threads between barriers: forward, backward, shuffled
+ORDERS = (0, 1, 2, 3)  # of the threads: forward, backward, shuffled, eager
 
 
 def compiled(folder, sources, flags, output):
@@ -69,7 +69,7 @@ def test_a_missing_barrier_gives_other_results_in_other_orders(emulated):
             emulated.run_neighbours(with_barrier, 64, pointer(out))
             results[with_barrier, order] = out.tolist()
     expected = [*range(1, 64), 0]
-    assert [results[1, order] for order in ORDERS] == [expected] * 3
+    assert [results[1, order] for order in ORDERS] == [expected] * len(ORDERS)
     assert all(results[0, order] != expected for order in ORDERS)
 
 
