@@ -11,19 +11,10 @@ from torch.nn import functional
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.matching import ROI_STREAM, generator, sample
-from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors, multilevel_roi_align
+from mrcnn_cli.models.regions import RoIConfig, cut_regions
+from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors
 from mrcnn_cli.ops.box_coding import clip_boxes
 from mrcnn_cli.structures import Size, Targets
-
-
-class RoIConfig(Config):
-    """How a head cuts its regions out of the pyramid."""
-
-    resolution: int = Field(7, ge=1)
-    sampling_ratio: int = Field(2, ge=0)  # points per bin and axis; 0: as many as the bin has cells (Detectron2)
-    aligned: bool = True  # the half-pixel shift of Detectron2's ROIAlignV2; torchvision's models have none
-    canonical_size: float = Field(224.0, gt=0)  # a box of this size is cut from the level ...
-    canonical_level: int = 4  # ... of stride 2**canonical_level
 
 
 class BoxHeadConfig(Config):
@@ -90,7 +81,7 @@ class BoxHead(nn.Module):
     def __init__(self, config: BoxHeadConfig, channels: int, strides: Sequence[int], num_classes: int):
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        self.scales = [1 / stride for stride in strides]
+        self.strides = tuple(strides)
         self.convs, inputs = nn.Sequential(), channels
         for _ in range(config.num_conv):
             self.convs.append(ConvNorm(inputs, config.conv_channels, 3, norm=config.norm, activation="relu"))
@@ -113,17 +104,7 @@ class BoxHead(nn.Module):
             features: maps [N, C, H_l, W_l] at the strides given.
             boxes: per image [R_i, 4].
         """
-        roi = self.config.roi
-        regions = multilevel_roi_align(
-            list(features[: len(self.scales)]),
-            list(boxes),
-            roi.resolution,
-            self.scales,
-            roi.sampling_ratio,
-            roi.aligned,
-            roi.canonical_size,
-            roi.canonical_level,
-        )
+        regions = cut_regions(features, boxes, self.strides, self.config.roi)
         # Row-major over (channel, y, x), as every other implementation flattens, so that weights can be exchanged.
         hidden = self.convs(regions).flatten(1)
         for fc in self.fcs:

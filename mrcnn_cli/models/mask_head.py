@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mrcnn_cli.config import Config
-from mrcnn_cli.models.box_head import RoIConfig, Sampled
+from mrcnn_cli.models.box_head import Sampled
 from mrcnn_cli.models.convolution import ConvNorm, Norm
-from mrcnn_cli.ops import mask_targets, multilevel_roi_align
+from mrcnn_cli.models.regions import RoIConfig, cut_regions
+from mrcnn_cli.ops import mask_targets
 from mrcnn_cli.structures import Masks, Targets
 
 
@@ -45,7 +46,7 @@ class MaskHead(nn.Module):
     def __init__(self, config: MaskHeadConfig, channels: int, strides: Sequence[int], num_classes: int):
         super().__init__()
         self.config = config
-        self.scales = [1 / stride for stride in strides]
+        self.strides = tuple(strides)
         self.convs, inputs = nn.Sequential(), channels
         for _ in range(config.num_conv):
             self.convs.append(ConvNorm(inputs, config.conv_channels, 3, norm=config.norm, activation="relu"))
@@ -71,17 +72,7 @@ class MaskHead(nn.Module):
             boxes: per image [R_i, 4].
             labels: per image [R_i], the class whose mask is wanted.
         """
-        roi = self.config.roi
-        regions = multilevel_roi_align(
-            list(features[: len(self.scales)]),
-            list(boxes),
-            roi.resolution,
-            self.scales,
-            roi.sampling_ratio,
-            roi.aligned,
-            roi.canonical_size,
-            roi.canonical_level,
-        )
+        regions = cut_regions(features, boxes, self.strides, self.config.roi)
         logits = self.logits(functional.relu(self.upsample(self.convs(regions)), inplace=True)).float()
         slot = torch.cat(list(labels))
         if self.config.class_agnostic:
