@@ -102,26 +102,28 @@ def predict_files(
         raise UserError(f"{out}: {min(overwritten).name} would overwrite the picture itself; choose another --out")
     results: list[dict[str, Any]] = []
     pictures: list[Any] = []
-    for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
-        try:
-            image = read_image(file)
-        except UserError as error:
-            if on_unreadable is None:
-                raise
-            on_unreadable(file, error)
-            continue
-        found = _detect(checkpoint, image).above(threshold)
-        make_folder(overlay.parent)
-        # People should see what the network sees: a dim microscope image is drawn as it was stretched.
-        picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
-        canvas.save(picture, overlay)
-        if len(pictures) < OVERVIEW:
-            pictures.append(picture)
-        results += coco.results(found, number, checkpoint.category_ids, str(file))
-        yield Prediction(file, found, overlay)
-    write_bytes(out / "predictions.json", json.dumps(results).encode())
-    if len(pictures) > 1:
-        canvas.save(contact_sheet(pictures), out / "overview.png")
+    try:
+        for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
+            try:
+                image = read_image(file)
+            except UserError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(file, error)
+                continue
+            found = _detect(checkpoint, image).above(threshold)
+            make_folder(overlay.parent)
+            # People should see what the network sees: a dim microscope image is drawn as it was stretched.
+            picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
+            canvas.save(picture, overlay)
+            if len(pictures) < OVERVIEW:
+                pictures.append(picture)
+            results += coco.results(found, number, checkpoint.category_ids, str(file))
+            yield Prediction(file, found, overlay)
+    finally:  # after Ctrl-C too: what is done is kept
+        write_bytes(out / "predictions.json", json.dumps(results).encode())
+        if len(pictures) > 1:
+            canvas.save(contact_sheet(pictures), out / "overview.png")
 
 
 def as_array(image: Any) -> np.ndarray:

@@ -92,6 +92,17 @@ def test_a_broken_picture_is_reported_and_the_others_are_done(checkpoint, pictur
         list(predict_files(checkpoint, files, tmp_path / "strict"))
 
 
+def test_what_is_done_before_an_interruption_is_kept(checkpoint, pictures, tmp_path):
+    predictions = predict_files(checkpoint, find_images([pictures]), tmp_path / "out")
+    first = next(predictions)
+    next(predictions)
+    predictions.close()  # as Ctrl-C ends it
+    names = {entry["file_name"] for entry in json.loads((tmp_path / "out" / "predictions.json").read_text())}
+    assert str(first.path) in names
+    assert len(names) == 2
+    assert (tmp_path / "out" / "overview.png").is_file()
+
+
 def test_the_pictures_themselves_are_never_overwritten(checkpoint, pictures):
     before = (pictures / "a" / "x.png").read_bytes()
     with pytest.raises(UserError, match="would overwrite the picture itself"):
