@@ -18,6 +18,7 @@
 #endif
 
 #include <cstdint>
+#include <cstdlib>
 #include <ostream>
 #include <sstream>
 #include <stdexcept>
@@ -86,6 +87,22 @@ inline void prefer_huge_pages(const Tensor& tensor) {
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failure is fine
 #else
   (void)tensor;
+#endif
+}
+
+// True if the kernels may use AVX2 with fused multiply-adds and half-precision conversions (every AVX2 processor has
+// both). The library is compiled for any x86-64 processor, so this is found out where it runs. MRCNN_PLAIN_KERNELS=1
+// says no, for tests of the plain kernels.
+inline bool has_avx2() {
+#ifdef __x86_64__
+  static const bool found = [] {
+    const char* plain = std::getenv("MRCNN_PLAIN_KERNELS");
+    if (plain != nullptr && *plain == '1') return false;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  }();
+  return found;
+#else
+  return false;
 #endif
 }
 

@@ -61,11 +61,6 @@ __attribute__((target("avx2"))) bool suppressed_avx2(const Kept& kept, const flo
   }
   return false;
 }
-
-bool has_avx2() {
-  static const bool found = __builtin_cpu_supports("avx2");
-  return found;
-}
 #endif
 
 // Suppression among the boxes `order[0..n)` of one group, best first. Writes keep[order[i]] for each of them.

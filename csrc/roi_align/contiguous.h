@@ -151,7 +151,7 @@ __attribute__((target("avx2"))) void scatter_planes_avx2(const A* pooled, int64_
 template <int kCount, typename A>
 PlaneKernels<A> plane_kernels() {
 #ifdef __x86_64__
-  if (has_avx2_fma()) return {kCount, &pool_planes_avx2<kCount, A>, &scatter_planes_avx2<kCount, A>};
+  if (has_avx2()) return {kCount, &pool_planes_avx2<kCount, A>, &scatter_planes_avx2<kCount, A>};
 #endif
   return {kCount, &pool_planes_plain<kCount, A>, &scatter_planes_plain<kCount, A>};
 }

@@ -159,16 +159,6 @@ void narrow_plain(const float* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
 }
 
-inline bool has_avx2_fma() {
-#ifdef __x86_64__
-  static const bool found =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  return found;
-#else
-  return false;
-#endif
-}
-
 template <bool kAdd, typename In, typename Out>
 using Mix = void (*)(Taps<accumulator_t<In>>, Taps<accumulator_t<In>>, const In*, Strides, int64_t, Out*);
 
@@ -177,7 +167,7 @@ template <bool kAdd, typename In, typename Out>
 Mix<kAdd, In, Out> chosen_mix() {
 #ifdef __x86_64__
   if constexpr (!std::is_same_v<In, double>) {
-    if (has_avx2_fma()) return &avx2::mix<kAdd, In, Out>;
+    if (has_avx2()) return &avx2::mix<kAdd, In, Out>;
   }
 #endif
   return &mix_plain<kAdd, In, Out>;
@@ -187,7 +177,7 @@ Mix<kAdd, In, Out> chosen_mix() {
 template <typename T>
 auto chosen_widen() {
 #ifdef __x86_64__
-  if (has_avx2_fma()) return &avx2::widen<T>;
+  if (has_avx2()) return &avx2::widen<T>;
 #endif
   return &widen_plain<T>;
 }
@@ -195,7 +185,7 @@ auto chosen_widen() {
 template <typename T>
 auto chosen_narrow() {
 #ifdef __x86_64__
-  if (has_avx2_fma()) return &avx2::narrow<T>;
+  if (has_avx2()) return &avx2::narrow<T>;
 #endif
   return &narrow_plain<T>;
 }

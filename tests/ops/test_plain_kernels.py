@@ -1,0 +1,47 @@
+"""The kernels for processors without AVX2, which any machine can be made to take: MRCNN_PLAIN_KERNELS=1."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.mark.parametrize(("file", "chosen"), [("test_nms.py", "loop"), ("test_roi_align.py", "loop or same_gradients")])
+def test_the_plain_kernels_pass_too(file, chosen):
+    command = [sys.executable, "-m", "pytest", FOLDER / file, "-q", "-k", chosen, "-m", "not gpu"]
+    result = subprocess.run(
+        [*command, "-p", "no:cacheprovider"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MRCNN_PLAIN_KERNELS": "1"},
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 10
+
+
+def test_the_plain_kernels_are_really_taken():
+    # float32 sums with and without fused multiply-adds differ in their last bits
+    program = """
+import torch
+from mrcnn_cli.ops import roi_align
+map = torch.randn(1, 16, 20, 20, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+print(roi_align(map, torch.tensor([[0, 1.3, 2.7, 17.1, 18.9]]), 7).double().pow(2).sum().item())
+"""
+    sums = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "MRCNN_PLAIN_KERNELS": plain},
+        ).stdout
+        for plain in ("0", "1")
+    ]
+    assert float(sums[0]) == pytest.approx(float(sums[1]), rel=1e-6)
+    if "avx2" in Path("/proc/cpuinfo").read_text():
+        assert sums[0] != sums[1]
