@@ -1,11 +1,6 @@
 """The command `mrcnn`."""
 
-import os
 import sys
-
-# Threads that wait for each other sleep instead of spinning: the processes that prepare batches, and whatever else runs
-# on the machine, then get the core. OpenMP reads this once, when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def main(arguments: list[str] | None = None) -> int:

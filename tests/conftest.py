@@ -2,5 +2,6 @@
 
 import os
 
-# As the command line has it, see mrcnn_cli/__main__.py; it must stand before torch is imported.
+# On a machine that does other things too, threads that spin while they wait make a test several times as long; OpenMP
+# reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
