@@ -237,11 +237,15 @@ def _absolute(split: SplitConfig) -> SplitConfig:
 def _anchor_warnings(config: RunConfig, train: Dataset) -> list[str]:
     """Says so where many objects are far from every anchor's size, as the network would see them."""
     sizes = torch.tensor([size for level in config.model.anchors.sizes for size in level])
-    scale = torch.cat([torch.full((len(boxes),), factor) for boxes, factor in _object_scales(config, train)] or [])
-    boxes = torch.cat([boxes for boxes, _ in _object_scales(config, train)] or [])
-    if not len(boxes):
+    sides = torch.cat(
+        [
+            torch.as_tensor(boxes[:, 2:] - boxes[:, :2]).float()
+            * config.data.resize.factor(record.height, record.width)
+            for record, boxes in train.boxes_by_image()
+        ]
+    )
+    if not len(sides):
         return []
-    sides = (boxes[:, 2:] - boxes[:, :2]) * scale[:, None]
     extent = sides.prod(1).sqrt()
     small, large = (extent < 0.5 * sizes.min()).float().mean(), (extent > 2 * sizes.max()).float().mean()
     warnings = []
@@ -256,16 +260,6 @@ def _anchor_warnings(config: RunConfig, train: Dataset) -> list[str]:
             f"resizing (median {extent.median():.0f} px): shrink the images (data.resize) or take larger anchors"
         )
     return warnings
-
-
-def _object_scales(config: RunConfig, train: Dataset) -> list[tuple[torch.Tensor, float]]:
-    return [
-        (
-            torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4),
-            config.data.resize.factor(record.height, record.width),
-        )
-        for record, boxes in train.boxes_by_image()
-    ]
 
 
 def processor() -> str:
