@@ -58,6 +58,18 @@ inline void check(bool holds, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
+// The type that sums of a type are made in.
+template <typename T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <typename T>
+using accumulator_t = typename Accumulator<T>::type;
+
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
          type == ScalarType::BFloat16;
