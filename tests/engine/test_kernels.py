@@ -2,20 +2,21 @@ import pytest
 import torch
 
 from mrcnn_cli.engine import kernels
+from mrcnn_cli.engine.kernels import grid_anchors, nms, roi_align
 from mrcnn_cli.errors import UserError
 
 
 def test_every_kernel_passes_and_every_gradient_is_checked():
     rows = kernels.gradcheck()
-    assert {row["op"] for row in rows} == set(kernels.OPERATORS)
+    assert {row["op"] for row in rows} == {op for op, operator in kernels.OPERATORS.items() if operator.checks}
     assert [row for row in rows if not row["passed"]] == []
     differentiated = {row["op"] for row in rows if row["check"] == "gradient equals differences"}
     assert differentiated == {"roi_align", "multilevel_roi_align", "encode", "decode"}
 
 
 def test_a_wrong_value_is_caught(monkeypatch):
-    right = kernels.roi_align
-    monkeypatch.setattr(kernels, "roi_align", lambda x, *rest: right(x, *rest) + 1e-4)
+    right = roi_align.roi_align
+    monkeypatch.setattr(roi_align, "roi_align", lambda x, *rest: right(x, *rest) + 1e-4)
     rows = kernels.gradcheck(["roi_align"], dtype="float64")
     assert not any(row["passed"] for row in rows if row["check"] == "equals the loop")
 
@@ -30,16 +31,16 @@ def test_a_wrong_gradient_is_caught(monkeypatch):
         def backward(context, gradient):
             return 0.999 * gradient
 
-    right = kernels.roi_align
-    monkeypatch.setattr(kernels, "roi_align", lambda x, *rest: right(Halved.apply(x), *rest))
+    right = roi_align.roi_align
+    monkeypatch.setattr(roi_align, "roi_align", lambda x, *rest: right(Halved.apply(x), *rest))
     rows = kernels.gradcheck(["roi_align"], dtype="float64")
     assert all(row["passed"] for row in rows if row["check"] == "equals the loop")
     assert not any(row["passed"] for row in rows if row["check"] == "gradient equals differences")
 
 
 def test_a_wrong_box_is_caught(monkeypatch):
-    right = kernels.nms
-    monkeypatch.setattr(kernels, "nms", lambda *arguments: right(*arguments).flip(0))
+    right = nms.nms
+    monkeypatch.setattr(nms, "nms", lambda *arguments: right(*arguments).flip(0))
     assert not any(row["passed"] for row in kernels.gradcheck(["nms"]))
 
 
@@ -62,7 +63,7 @@ def test_a_bench_row_names_the_case_and_the_ratio():
 
 
 def test_nothing_is_timed_while_the_answers_differ(monkeypatch):
-    right = kernels.grid_anchors
-    monkeypatch.setattr(kernels, "grid_anchors", lambda *a, **k: right(*a, **k) + 1)
+    right = grid_anchors.grid_anchors
+    monkeypatch.setattr(grid_anchors, "grid_anchors", lambda *a, **k: right(*a, **k) + 1)
     with pytest.raises(UserError, match="our answer differs from plain's"):
         next(kernels.bench(["grid_anchors"]))

@@ -1,8 +1,4 @@
-"""The operators again, as slow loops in float64 that anyone can check by eye: what the kernels must agree with.
-
-`mrcnn gradcheck` and the tests compare with these. They take the arguments of the functions they mirror, but boxes of
-RoIAlign always as [R, 5].
-"""
+"""RoIAlign, sample by sample."""
 
 import math
 from collections.abc import Sequence
@@ -90,51 +86,3 @@ def _bilinear(map: Tensor, y: float, x: float) -> Tensor:
     upper = (1 - across) * map[:, top, left] + across * map[:, top, right]
     lower = (1 - across) * map[:, bottom, left] + across * map[:, bottom, right]
     return (1 - down) * upper + down * lower
-
-
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that no better one overlaps too much, best first."""
-    return batched_nms(boxes, scores, torch.zeros(len(scores), dtype=torch.int64), iou_threshold)
-
-
-def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that no better one of their group overlaps too much, best first."""
-    corners, groups = boxes.double().tolist(), idxs.tolist()
-    kept: list[int] = []
-    for i in scores.sort(descending=True, stable=True).indices.tolist():
-        rivals = (k for k in kept if groups[k] == groups[i])
-        if not any(_iou(corners[k], corners[i]) > iou_threshold for k in rivals):
-            kept.append(i)
-    return torch.tensor(kept, dtype=torch.int64)
-
-
-def _iou(a: list[float], b: list[float]) -> float:
-    width = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
-    height = max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
-    return width * height / union if union != 0 else math.nan  # NaN is above no threshold
-
-
-def grid_anchors(
-    sizes: Sequence[float],
-    ratios: Sequence[float],
-    grid: tuple[int, int],
-    stride: float | tuple[float, float],
-    *,
-    rounded: bool = False,
-    offset: float = 0.0,
-) -> Tensor:
-    """Anchors of every cell, [H * W * A, 4] float64."""
-    stride_y, stride_x = stride if isinstance(stride, tuple) else (stride, stride)
-    anchors = []
-    for y in range(grid[0]):
-        for x in range(grid[1]):
-            for size in sizes:
-                for ratio in ratios:
-                    width = math.sqrt(size * size / ratio)
-                    corners = [-width / 2, -width * ratio / 2, width / 2, width * ratio / 2]
-                    if rounded:
-                        corners = [float(round(corner)) for corner in corners]
-                    center = [(x + offset) * stride_x, (y + offset) * stride_y] * 2
-                    anchors.append([c + corner for c, corner in zip(center, corners, strict=True)])
-    return torch.tensor(anchors, dtype=torch.float64).reshape(-1, 4)

@@ -1,57 +1,16 @@
-"""The CUDA kernels, run on the CPU by tests/emulator: they equal the CPU's and touch no byte that is not theirs."""
-
 import ctypes
 import math
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 
-from mrcnn_cli.ops import grid_anchors, multilevel_roi_align, nms_sorted
+from mrcnn_cli.ops import multilevel_roi_align
+from tests.emulator.emulation import ORDERS, array, pointer
 
-ROOT = Path(__file__).resolve().parents[2]
-EMULATOR = ROOT / "tests" / "emulator"
-KERNELS = sorted((ROOT / "csrc").glob("*/*_cuda.cu"))
-FLAGS = ["-std=c++17", "-DMRCNN_EMULATOR", f"-I{EMULATOR}", "-O1", "-fPIC", "-ffp-contract=off"]
-FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-ORDERS = (0, 1, 2, 3)  # of the threads: forward, backward, shuffled, eager
-
-
-def compiled(folder, sources, flags, output):
-    """Compiles each source with g++, .cu files too, and links them."""
-    compiler = shutil.which("g++")
-    assert compiler, "the emulator is compiled with g++, which is not there"
-
-    def one(source):
-        target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
-        return target
-
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, sources))
-    subprocess.run([compiler, *flags, *objects, "-o", folder / output], check=True)
-    return folder / output
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    sources = [*KERNELS, EMULATOR / "emulated.cpp", EMULATOR / "faults.cu"]
-    library = ctypes.CDLL(str(compiled(tmp_path_factory.mktemp("emulated"), sources, ["-shared"], "emulated.so")))
-    for function in (library.nms_float, library.nms_double, library.grid_anchors_float, library.roi_align):
-        function.restype = ctypes.c_char_p
-    library.run_fault.restype = library.nms_too_many.restype = ctypes.c_char_p
-    return library
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None else None)
-
-
-def array(kind, values):
-    return (kind * len(values))(*values)
+TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+SCALES = [1 / 4, 1 / 8, 1 / 16]
+SIZES = [(24, 29), (12, 15), (6, 8)]
+CANONICAL = {"canonical_size": 50.0, "canonical_level": 3}
 
 
 def some_boxes(count, seed=0, extent=200.0):
@@ -60,86 +19,10 @@ def some_boxes(count, seed=0, extent=200.0):
     return torch.cat([corner, corner + torch.rand(count, 2, generator=random) * 60 + 1], 1)
 
 
-def test_a_missing_barrier_gives_other_results_in_other_orders(emulated):
-    results = {}
-    for with_barrier in (0, 1):
-        for order in ORDERS:
-            emulated.set_order(order, 3)
-            out = torch.full((64,), -7, dtype=torch.int32)
-            emulated.run_neighbours(with_barrier, 64, pointer(out))
-            results[with_barrier, order] = out.tolist()
-    expected = [*range(1, 64), 0]
-    assert [results[1, order] for order in ORDERS] == [expected] * len(ORDERS)
-    assert all(results[0, order] != expected for order in ORDERS)
-
-
-@pytest.mark.parametrize(
-    ("number", "message"),
-    [
-        (0, "a barrier or a warp operation waits"),
-        (1, "a barrier after some threads of the block have returned"),
-        (2, "a barrier or a warp operation waits"),
-        (3, "a warp mask lacks the calling lane"),
-        (4, "a shuffle reads a lane outside of the mask"),
-        (5, "no device takes such a block"),
-        (6, "no device takes such a grid"),
-    ],
-)
-def test_the_emulator_finds_each_fault(emulated, number, message):
-    emulated.set_order(0, 1)
-    assert message in emulated.run_fault(number).decode()
-
-
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 200, 1000])
-def test_nms_keeps_the_boxes_that_the_cpu_keeps(emulated, count, order):
-    emulated.set_order(order, count)
-    for dtype in (torch.float32, torch.float64):
-        boxes = some_boxes(count).to(dtype)
-        boxes[count // 2, 1] = math.nan
-        function = emulated.nms_float if dtype == torch.float32 else emulated.nms_double
-        for groups in (None, torch.arange(count) % 3):
-            for threshold in (0.3, 0.7):
-                keep = torch.zeros(count, dtype=torch.bool)
-                failure = function(
-                    pointer(boxes), pointer(groups), ctypes.c_int64(count), ctypes.c_double(threshold), pointer(keep)
-                )
-                assert failure is None
-                assert torch.equal(keep, nms_sorted(boxes, threshold, groups))
-
-
-def test_nms_refuses_more_boxes_than_its_scan_can_hold(emulated):
-    assert b"393216" in emulated.nms_too_many(pointer(torch.zeros(1, 4)), ctypes.c_int64(400_000))
-
-
-def test_grid_anchors_equal_the_cpus_to_the_bit(emulated):
-    emulated.set_order(0, 1)
-    height, width, sizes, ratios = 7, 45, (16.0, 40.0), (0.5, 1.0, 2.0)
-    base = grid_anchors(sizes, ratios, (1, 1), 1, dtype=torch.float64)
-    anchors = torch.full((height * width * len(base), 4), math.nan)
-    failure = emulated.grid_anchors_float(
-        array(ctypes.c_double, base.flatten().tolist()),
-        len(base),
-        ctypes.c_int64(height),
-        ctypes.c_int64(width),
-        ctypes.c_double(16.0),
-        ctypes.c_double(4.5),
-        ctypes.c_double(0.5),
-        pointer(anchors),
-    )
-    assert failure is None
-    assert torch.equal(anchors, grid_anchors(sizes, ratios, (height, width), (16.0, 4.5), offset=0.5))
-
-
-TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-SCALES = [1 / 4, 1 / 8, 1 / 16]
-SIZES = [(24, 29), (12, 15), (6, 8)]
-CANONICAL = {"canonical_size": 50.0, "canonical_level": 3}
-
-
 def run_roi_align(library, maps, rois, pooled, ratio, aligned, *, backward):
     """Runs the launcher on channels-last memory; fills `pooled`, or the maps from it."""
     assert all(map.is_contiguous(memory_format=torch.channels_last) for map in (*maps, pooled))
+    library.roi_align.restype = ctypes.c_char_p
     return library.roi_align(
         int(backward),
         TYPES[pooled.dtype],
@@ -263,25 +146,3 @@ def test_the_emulated_half_precision_rounds_as_pytorch_does(emulated, dtype):
     same = pooled.reshape(-1, 8) == expected
     assert bool((same | expected.isnan()).all())
     assert torch.equal(pooled.reshape(-1, 8).isnan(), expected.isnan())
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory):
-    sources = [*KERNELS, EMULATOR / "emulated.cpp", EMULATOR / "faults.cu", EMULATOR / "sanitized.cpp"]
-    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
-    return compiled(tmp_path_factory.mktemp("sanitized"), sources, flags, "sanitized")
-
-
-@pytest.mark.slow
-def test_no_kernel_touches_a_byte_that_is_not_its_own(sanitized):
-    result = subprocess.run([sanitized], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr[-4000:]
-    assert result.stdout == "clean\n"
-
-
-@pytest.mark.slow
-def test_the_sanitizer_reports_a_planted_write_out_of_bounds(sanitized):
-    result = subprocess.run([sanitized, "plant"], capture_output=True, text=True)
-    assert result.returncode != 0
-    assert "heap-buffer-overflow" in result.stderr
-    assert "write_at" in result.stderr

@@ -1,0 +1,110 @@
+"""The kernels held against slow Python and against other implementations: what `gradcheck` and `bench kernels` show.
+
+One file for each operator says on what it is checked and on what it is timed.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from mrcnn_cli.engine.kernels import box_coding, grid_anchors, nms, roi_align
+from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
+from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
+from mrcnn_cli.engine.run import choose_device
+from mrcnn_cli.errors import UserError
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What an operator is checked and timed on; None: it is not."""
+
+    checks: Callable[[], Iterator[Check]] | None = None
+    races: Callable[[torch.device], Iterator[Race]] | None = None
+
+
+OPERATORS = {
+    "batched_nms": Operator(nms.batched_checks, nms.batched_races),
+    "decode": Operator(box_coding.decode_checks),
+    "encode": Operator(box_coding.encode_checks),
+    "grid_anchors": Operator(grid_anchors.checks, grid_anchors.races),
+    "multilevel_roi_align": Operator(roi_align.multilevel_checks, roi_align.multilevel_races),
+    "nms": Operator(nms.checks, nms.races),
+    "roi_align": Operator(roi_align.checks, roi_align.races),
+}
+
+
+def gradcheck(ops: Sequence[str] | None = None, device: str = "cpu", dtype: str | None = None) -> list[Row]:
+    """Every operator against its loop in float64, and its gradient against central differences.
+
+    Args:
+        ops: names, see OPERATORS; None: all.
+        device: cpu, cuda, cuda:N.
+        dtype: float64, float32, float16 or bfloat16; None: all that the operator takes.
+
+    Returns:
+        Rows with op, case, check, dtype, error (largest difference), tolerance and passed.
+
+    Raises:
+        UserError: an unknown operator or type, or a device that is not there.
+    """
+    if dtype is not None and dtype not in TOLERANCE:
+        raise UserError(f"--dtype {dtype}: unknown; known: {', '.join(TOLERANCE)}")
+    place = choose_device(device)
+    checked = {op: operator.checks for op, operator in OPERATORS.items() if operator.checks}
+    return [row for op in _known(ops, checked) for check in checked[op]() for row in examined(op, check, place, dtype)]
+
+
+def bench(
+    ops: Sequence[str] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    seconds: float = 0.5,
+    against: str | None = None,
+) -> Iterator[Row]:
+    """Times of the kernels beside plain PyTorch and, where it is installed, torchvision; answers are compared first.
+
+    Args:
+        ops: names, see OPERATORS; None: all.
+        device: cpu, cuda, cuda:N.
+        threads: of PyTorch on the CPU; None: as they are.
+        seconds: at least so long, and at least three rounds, for each case.
+        against: the one peer to time: "torchvision" or "plain"; None: all there are. Cases without it are left out.
+
+    Yields:
+        Rows with op, case, device, threads, ms, ms_low, ms_high, rounds, and for each peer `<peer>_ms` and
+        `<peer>_ratio` (its time by ours); where they are stated, gigabytes_per_second, share_of_copy (of the
+        measured copy bandwidth) and share_of_peak (of the measured peak of float32 multiplications and additions).
+
+    Raises:
+        UserError: an unknown operator, a device that is not there, or answers that differ.
+    """
+    place = choose_device(device)
+    raced = {op: operator.races for op, operator in OPERATORS.items() if operator.races}
+    chosen = _known(ops, raced)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        limits = measured_limits(place)
+        for op in chosen:
+            for race in raced[op](place):
+                peers = {name: work for name, work in race.peers.items() if against in (None, name)}
+                if against is not None and not peers:
+                    continue
+                row = {"op": op, "case": race.case, "device": str(place), "threads": torch.get_num_threads()}
+                yield row | timed(op, replace(race, peers=peers), place, seconds, limits)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _known(ops: Iterable[str] | None, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    chosen = list(ops or names)
+    for op in chosen:
+        if op not in names:
+            close = difflib.get_close_matches(op, names, n=1)
+            raise UserError(
+                f"{op}: unknown operator; " + (f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}")
+            )
+    return chosen

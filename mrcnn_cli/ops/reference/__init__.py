@@ -1,0 +1,12 @@
+"""The operators again, as slow loops in float64 that anyone can check by eye: what the kernels must agree with.
+
+`mrcnn gradcheck` and the tests compare with these. They take the arguments of the functions they mirror, but boxes of
+RoIAlign always as [R, 5].
+"""
+
+from mrcnn_cli.ops.reference.box_coding import decode, encode
+from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
+from mrcnn_cli.ops.reference.nms import batched_nms, nms
+from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
+
+__all__ = ["batched_nms", "decode", "encode", "grid_anchors", "multilevel_roi_align", "nms", "roi_align"]
