@@ -1,10 +1,18 @@
-"""Colours that tell neighbouring objects apart, evenly bright to the eye."""
+"""Colours that tell neighbouring objects apart, evenly bright to the eye, and those of diagrams on white paper."""
 
 import functools
 
 import numpy as np
 
 Colour = tuple[int, int, int]
+
+INK: Colour = (31, 35, 43)
+PALE: Colour = (104, 111, 122)
+GRID: Colour = (228, 231, 236)
+ALARM: Colour = (200, 30, 45)
+
+# told apart by the colour-blind too (Okabe and Ito, "Color Universal Design", 2008), darkened a little for white paper
+HUES: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0), (0, 146, 106), (190, 100, 152), (214, 144, 0), (66, 160, 214))
 
 GOLDEN_ANGLE = 137.50776405003785  # degrees; successive hues never come close to the last few
 SIZE = 24

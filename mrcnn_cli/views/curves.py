@@ -11,19 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mrcnn_cli.views import canvas
-from mrcnn_cli.views.colours import Colour
+from mrcnn_cli.views.colours import ALARM, GRID, HUES, INK, PALE, Colour
 
 PANEL = (880, 600)  # pixels, with everything beside the curves
 LEFT, RIGHT, TOP, BOTTOM = 76, 232, 66, 62  # what ticks, legend and title take of a panel
 FINER = 3  # curves are drawn so many times larger and averaged down
-
-INK: Colour = (31, 35, 43)
-PALE: Colour = (104, 111, 122)
-GRID: Colour = (228, 231, 236)
-ALARM: Colour = (200, 30, 45)
-
-# told apart by the colour-blind too (Okabe and Ito, "Color Universal Design", 2008), darkened a little for white paper
-HUES: tuple[Colour, ...] = ((0, 114, 178), (213, 94, 0), (0, 146, 106), (190, 100, 152), (214, 144, 0), (66, 160, 214))
 
 LOSSES = ("loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint")
 PRECISIONS = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "box_ap": "box AP", "box_ap50": "box AP50"}

@@ -27,8 +27,8 @@ def test_gradcheck_takes_one_type_only_where_asked(mrcnn):
 
 
 def test_a_wrong_operator_fails_and_is_named(mrcnn, monkeypatch):
-    right = kernels.nms
-    monkeypatch.setattr(kernels, "nms", lambda *arguments: right(*arguments)[:-1])
+    right = kernels.nms.nms
+    monkeypatch.setattr(kernels.nms, "nms", lambda *arguments: right(*arguments)[:-1])
     outcome = mrcnn("gradcheck", "nms", "encode", "--device", "cpu")
     assert outcome.status == 1
     assert any(line.split()[:2] == ["fail", "nms"] for line in outcome.out.splitlines())
@@ -57,7 +57,7 @@ def test_an_unknown_type_names_those_there_are(mrcnn):
 
 
 def test_bench_reports_times_ratios_and_where_they_were_taken(mrcnn, tmp_path):
-    words = ["bench", "kernels", "grid_anchors", "--device", "cpu", "--threads", "1"]
+    words = ["bench", "kernels", "grid_anchors", "--device", "cpu", "--threads", "1", "--against", "plain"]
     outcome = mrcnn(*words, "--out", "results/times.json", "--json")
     assert outcome.status == 0
     report = outcome.json
@@ -67,24 +67,50 @@ def test_bench_reports_times_ratios_and_where_they_were_taken(mrcnn, tmp_path):
     assert any(line.startswith("cpu ") for line in report["environment"])
     (row,) = report["rows"]
     assert (row["op"], row["threads"]) == ("grid_anchors", 1)
-    assert row["ms"] > 0
+    assert 0 < row["ms_low"] <= row["ms"] <= row["ms_high"]
+    assert row["plain_ratio"] > 0
+    assert row["plain_ratio_fresh"] > 0
+    assert row["share_of_copy"] > 0
 
 
-def test_the_table_has_a_column_pair_for_each_peer(mrcnn, monkeypatch):
+def row(case, **values):
+    times = {"ms": 2.0, "ms_low": 1.9, "ms_high": 2.1, "rounds": 9}
+    return {"op": "nms", "case": case, "device": "cpu", "threads": 2, **times, **values}
+
+
+def test_the_table_has_columns_for_each_peer_and_for_the_machines_limits(mrcnn, monkeypatch):
     rows = [
-        {"op": "nms", "case": "a", "device": "cpu", "threads": 2, "ms": 2.0, "plain_ms": 9.0, "plain_ratio": 4.5},
-        {"op": "nms", "case": "b", "device": "cpu", "threads": 2, "ms": 4.0, "other_ms": 8.0, "other_ratio": 2.0},
+        row("a", plain_ms=9.0, plain_ratio=4.5, gigabytes_per_second=8.0, share_of_copy=0.5),
+        row("b", other_ms=4.0, other_ratio=2.0, share_of_peak=0.25),
     ]
-    monkeypatch.setattr(kernels, "bench", lambda *_: iter(rows))
+    monkeypatch.setattr(kernels, "bench", lambda *_, **__: iter(rows))
     title, header, first, second = mrcnn("bench", "kernels").out.splitlines()
     assert title == "cpu, 2 threads"
-    assert header.split("  ")[-1].strip() == "ratio"
-    assert first.split() == ["nms", "a", "2.000", "9.000", "4.5x", "-", "-"]
-    assert second.split() == ["nms", "b", "4.000", "-", "-", "8.000", "2.0x"]
+    assert header.split("  ")[-1].strip() == "of peak"
+    assert first.split() == ["nms", "a", "2.000", "10%", "9.000", "4.5x", "-", "-", "8.0", "50%", "-"]
+    assert second.split() == ["nms", "b", "2.000", "10%", "-", "-", "4.000", "2.0x", "-", "-", "25%"]
+
+
+def test_the_ratio_of_a_fresh_process_stands_beside(mrcnn, monkeypatch):
+    rows = [row("a", plain_ms=9.0, plain_ratio=4.5, plain_ratio_fresh=3.0)]
+    monkeypatch.setattr(kernels, "bench", lambda *_, **__: iter(rows))
+    title, header, line = mrcnn("bench", "kernels").out.splitlines()
+    assert "fresh: the ratio in a process with PyTorch's own allocator" in title
+    assert header.split()[-6:] == ["fresh", "GB/s", "of", "copy", "of", "peak"]
+    assert line.split()[4:7] == ["9.000", "4.5x", "3.0x"]
+
+
+def test_the_ratios_are_drawn(mrcnn, monkeypatch, tmp_path):
+    rows = [row("a", plain_ms=9.0, plain_ratio=4.5)]
+    monkeypatch.setattr(kernels, "bench", lambda *_, **__: iter(rows))
+    outcome = mrcnn("bench", "kernels", "--plot", "pictures/kernels.png")
+    assert outcome.status == 0
+    assert "written  pictures/kernels.png" in outcome.err
+    assert (tmp_path / "pictures" / "kernels.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_answers_that_differ_are_an_error_and_nothing_is_written(mrcnn, monkeypatch, tmp_path):
-    def bench(*_):
+    def bench(*_, **__):
         raise UserError("nms, a: our answer differs from plain's by 1")
         yield
 

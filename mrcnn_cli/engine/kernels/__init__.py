@@ -4,7 +4,10 @@ One file for each operator says on what it is checked and on what it is timed.
 """
 
 import difflib
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,6 +65,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 0.5,
     against: str | None = None,
+    fresh_process: bool = False,
 ) -> Iterator[Row]:
     """Times of the kernels beside plain PyTorch and, where it is installed, torchvision; answers are compared first.
 
@@ -71,11 +75,13 @@ def bench(
         threads: of PyTorch on the CPU; None: as they are.
         seconds: at least so long, and at least three rounds, for each case.
         against: the one peer to time: "torchvision" or "plain"; None: all there are. Cases without it are left out.
+        fresh_process: time everything in a second process too, whose allocator is as PyTorch leaves it.
 
     Yields:
         Rows with op, case, device, threads, ms, ms_low, ms_high, rounds, and for each peer `<peer>_ms` and
-        `<peer>_ratio` (its time by ours); where they are stated, gigabytes_per_second, share_of_copy (of the
-        measured copy bandwidth) and share_of_peak (of the measured peak of float32 multiplications and additions).
+        `<peer>_ratio` (its time by ours), with fresh_process `<peer>_ratio_fresh` too; where they are stated,
+        gigabytes_per_second, share_of_copy (of the measured copy bandwidth) and share_of_peak (of the measured peak
+        of float32 multiplications and additions).
 
     Raises:
         UserError: an unknown operator, a device that is not there, or answers that differ.
@@ -86,16 +92,34 @@ def bench(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        limits = measured_limits(place)
-        for op in chosen:
-            for race in raced[op](place):
-                peers = {name: work for name, work in race.peers.items() if against in (None, name)}
-                if against is not None and not peers:
-                    continue
-                row = {"op": op, "case": race.case, "device": str(place), "threads": torch.get_num_threads()}
-                yield row | timed(op, replace(race, peers=peers), place, seconds, limits)
+        with ExitStack() as stack:
+            pool = stack.enter_context(_one_process()) if fresh_process else None
+            limits = measured_limits(place)
+            for op in chosen:
+                elsewhere: dict[str, Row] = {}
+                if pool is not None:
+                    arguments = (op, device, torch.get_num_threads(), seconds, against)
+                    elsewhere = {row["case"]: row for row in pool.submit(_rows, *arguments).result()}
+                for race in raced[op](place):
+                    peers = {name: work for name, work in race.peers.items() if against in (None, name)}
+                    if against is not None and not peers:
+                        continue
+                    row = {"op": op, "case": race.case, "device": str(place), "threads": torch.get_num_threads()}
+                    row |= timed(op, replace(race, peers=peers), place, seconds, limits)
+                    if pool is not None:
+                        other = elsewhere[race.case]
+                        row |= {f"{peer}_ratio_fresh": other[f"{peer}_ratio"] for peer in peers}
+                    yield row
     finally:
         torch.set_num_threads(before)
+
+
+def _one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def _rows(op: str, device: str, threads: int, seconds: float, against: str | None) -> list[Row]:
+    return list(bench([op], device, threads, seconds, against))
 
 
 def _known(ops: Iterable[str] | None, names: Iterable[str]) -> list[str]:

@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Race:
 
     case: str
     ours: Work
-    peers: dict[str, Work]
+    peers: Mapping[str, Work]
     tolerance: float = 0.0
     bytes: int = 0
     operations: int = 0
