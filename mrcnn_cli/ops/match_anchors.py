@@ -3,15 +3,10 @@
 import torch
 from torch import Tensor
 
-from mrcnn_cli.ops.box_iou import box_coverage, box_iou
-
 BACKGROUND, IGNORED = -1, -2
 
 # An anchor that lies to this share in a crowd is no background (Detectron's value).
 CROWD_COVERAGE = 0.7
-
-# Pairs of anchors and boxes compared at a time: bounds the memory for images with thousands of objects.
-PAIRS_AT_A_TIME = 1 << 22
 
 
 def match_anchors(
@@ -24,38 +19,44 @@ def match_anchors(
 ) -> Tensor:
     """For each anchor the object that it is matched to, by intersection over union.
 
-    IoU >= high matches the best object (the first of equals); IoU < low is background; between is ignored.
+    IoU >= high matches the best object (the first of equals); IoU < low is background; between is ignored. The same
+    matches as Detectron2's and torchvision's Matcher make of the matrix of all overlaps, which is never built: beside
+    the arguments and the result, at most some 16 MB and four bytes per anchor are used.
+
+    An anchor with a NaN coordinate overlaps nothing; an object or crowd with one takes no part. (In torchvision every
+    anchor is matched to such an object.) Boxes without area overlap nothing.
 
     Args:
-        anchors: [A, 4].
+        anchors: [A, 4] float32, float64, float16 or bfloat16. Half precision is compared in float32; if one argument
+            is float64, all are compared in it.
         boxes: [G, 4] objects.
         low: upper end (exclusive) of background.
-        high: lower end (inclusive) of objects.
+        high: lower end (inclusive) of objects. Both are rounded to the type that is compared in.
         allow_low_quality: also match the anchors that tie for the best IoU of some object, so that none goes without;
-            each keeps its own best object.
+            each keeps its own best object. An object that overlaps no anchor ties with all of them at 0, as in
+            Detectron2 and torchvision.
         ignore: [I, 4] crowd regions: a background anchor that lies to 70 % in one of them is ignored.
 
     Returns:
         [A] int64: index into `boxes`, -1 background, -2 ignored.
+
+    Raises:
+        RuntimeError: a shape or type does not fit, or low is above high.
     """
-    count = len(anchors)
-    if len(boxes) == 0:
-        matched = torch.full((count,), BACKGROUND, dtype=torch.int64, device=anchors.device)
-    else:
-        chunks = anchors.split(max(PAIRS_AT_A_TIME // len(boxes), 1))
-        found = [box_iou(chunk, boxes).max(1) for chunk in chunks]
-        iou, best = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
-        matched = best.masked_fill(iou < high, IGNORED).masked_fill(iou < low, BACKGROUND)
-        if allow_low_quality and count:
-            best_of_box = torch.stack([box_iou(chunk, boxes).amax(0) for chunk in chunks]).amax(0)
-            rescued = torch.cat([(box_iou(chunk, boxes) == best_of_box).any(1) for chunk in chunks])
-            matched = torch.where(rescued, best, matched)
-    if ignore is not None and len(ignore) and count:
-        crowded = torch.cat(
-            [
-                (box_coverage(chunk, ignore) >= CROWD_COVERAGE).any(1)
-                for chunk in anchors.split(max(PAIRS_AT_A_TIME // len(ignore), 1))
-            ]
-        )
-        matched = matched.masked_fill(crowded & (matched == BACKGROUND), IGNORED)
-    return matched
+    crowds = ignore.detach() if ignore is not None else None
+    return torch.ops.mrcnn.match_anchors(
+        anchors.detach(), boxes.detach(), crowds, float(low), float(high), CROWD_COVERAGE, allow_low_quality
+    )
+
+
+@torch.library.register_fake("mrcnn::match_anchors")
+def _match_anchors_shape(
+    anchors: Tensor,
+    boxes: Tensor,
+    ignore: Tensor | None,
+    low: float,
+    high: float,
+    crowd_coverage: float,
+    allow_low_quality: bool,
+) -> Tensor:
+    return anchors.new_empty(anchors.shape[0], dtype=torch.int64)

@@ -11,7 +11,14 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("file", "chosen"), [("test_nms.py", "loop"), ("test_roi_align.py", "loop or same_gradients")])
+@pytest.mark.parametrize(
+    ("file", "chosen"),
+    [
+        ("test_match_anchors.py", "loop or torchvision"),
+        ("test_nms.py", "loop"),
+        ("test_roi_align.py", "loop or same_gradients"),
+    ],
+)
 def test_the_plain_kernels_pass_too(file, chosen):
     command = [sys.executable, "-m", "pytest", FOLDER / file, "-q", "-k", chosen, "-m", "not gpu"]
     result = subprocess.run(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mrcnn_cli.engine.kernels import box_coding, grid_anchors, nms, roi_align
+from mrcnn_cli.engine.kernels import box_coding, grid_anchors, match_anchors, nms, roi_align
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
 from mrcnn_cli.engine.run import choose_device
@@ -32,6 +32,7 @@ OPERATORS = {
     "decode": Operator(box_coding.decode_checks),
     "encode": Operator(box_coding.encode_checks),
     "grid_anchors": Operator(grid_anchors.checks, grid_anchors.races),
+    "match_anchors": Operator(match_anchors.checks, match_anchors.races),
     "multilevel_roi_align": Operator(roi_align.multilevel_checks, roi_align.multilevel_races),
     "nms": Operator(nms.checks, nms.races),
     "roi_align": Operator(roi_align.checks, roi_align.races),

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from mrcnn_cli.ops import grid_anchors
+
 # Maps P2-P5 of an image of 800 x 1344 pixels.
 IMAGE = (800, 1344)
 STRIDES = (4, 8, 16, 32)
@@ -54,3 +56,14 @@ def some_scores(count: int, seed: int = 5) -> Tensor:
     """Scores [N] in 0..1, no two of them equal."""
     ranks = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return (ranks.float() + 0.5) / max(count, 1)
+
+
+def pyramid_anchors(size: tuple[int, int] = (800, 1088)) -> Tensor:
+    """The anchors [A, 4] of levels P2-P6 of an image, three per cell: 217 413 of them for 800 x 1088 pixels."""
+    levels = [(32.0 * 2**level, 4 * 2**level) for level in range(5)]
+    return torch.cat(
+        [
+            grid_anchors((side,), (0.5, 1.0, 2.0), (-(-size[0] // stride), -(-size[1] // stride)), stride)
+            for side, stride in levels
+        ]
+    )

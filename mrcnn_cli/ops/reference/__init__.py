@@ -6,7 +6,17 @@ RoIAlign always as [R, 5].
 
 from mrcnn_cli.ops.reference.box_coding import decode, encode
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
+from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
 from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
 
-__all__ = ["batched_nms", "decode", "encode", "grid_anchors", "multilevel_roi_align", "nms", "roi_align"]
+__all__ = [
+    "batched_nms",
+    "decode",
+    "encode",
+    "grid_anchors",
+    "match_anchors",
+    "multilevel_roi_align",
+    "nms",
+    "roi_align",
+]
