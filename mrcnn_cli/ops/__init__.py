@@ -30,7 +30,14 @@ _load_library()
 
 # ruff: noqa: E402 - the modules below register Python rules for operators that the library has just defined.
 from mrcnn_cli.ops.box_coding import clip_boxes, decode, encode
-from mrcnn_cli.ops.box_iou import box_coverage, box_iou
+from mrcnn_cli.ops.box_iou import (
+    box_coverage,
+    box_iou,
+    generalized_box_iou,
+    generalized_box_iou_loss,
+    paired_box_iou,
+    paired_generalized_box_iou,
+)
 from mrcnn_cli.ops.grid_anchors import grid_anchors
 from mrcnn_cli.ops.mask_targets import mask_targets
 from mrcnn_cli.ops.match_anchors import match_anchors
@@ -45,12 +52,16 @@ __all__ = [
     "clip_boxes",
     "decode",
     "encode",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
     "grid_anchors",
     "mask_targets",
     "match_anchors",
     "multilevel_roi_align",
     "nms",
     "nms_sorted",
+    "paired_box_iou",
+    "paired_generalized_box_iou",
     "paste_masks",
     "paste_masks_dense",
     "roi_align",
