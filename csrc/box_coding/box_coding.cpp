@@ -160,7 +160,7 @@ void check_weights(const char* op, const std::vector<double>& weights) {
 
 void check_anchors(const char* op, const Tensor& deltas, const Tensor& anchors, int64_t repeats) {
   const int64_t round = anchors.size(0) * repeats;
-  check(repeats > 0 && (deltas.size(0) == 0 || (round > 0 && deltas.size(0) % round == 0)), op, ": ", deltas.size(0),
+  check(deltas.size(0) == 0 || (round > 0 && deltas.size(0) % round == 0), op, ": ", deltas.size(0),
         " deltas do not fit ", anchors.size(0), " anchors, each for ", repeats);
 }
 

@@ -51,9 +51,10 @@ HOST_DEVICE T clipped(T value, T limit) {
   const T above = value < T(0) ? T(0) : value;
   return above > limit ? limit : above;
 }
+// The borders themselves have no gradient, as in PyTorch.
 template <typename T>
 HOST_DEVICE bool is_inside(T value, T limit) {
-  return value >= T(0) && value <= limit;
+  return value > T(0) && value < limit;
 }
 
 // Gradients by the box's and by the anchor's sides, of the encoded shift and of the logarithm of the ratio.
@@ -78,7 +79,7 @@ HOST_DEVICE void decode_axis_backward(T by_low, T by_high, T shift, T shift_weig
   const T size = anchor_high - anchor_low;
   const T by_center = by_low + by_high, by_half = by_high - by_low;
   *to_shift = by_center * size / shift_weight;
-  *to_size = size_delta / size_weight > clamp ? T(0) : by_half * T(0.5) * size * scale / size_weight;
+  *to_size = size_delta / size_weight >= clamp ? T(0) : by_half * T(0.5) * size * scale / size_weight;
   const T by_anchor_size = by_center * shift / shift_weight + by_half * T(0.5) * scale;
   *to_anchor_low += T(0.5) * by_center - by_anchor_size;
   *to_anchor_high += T(0.5) * by_center + by_anchor_size;

@@ -63,7 +63,8 @@ HOST_DEVICE T measured(const Corners<T>& a, const Corners<T>& b, T eps) {
   const T width = not_negative(lower(a.x2, b.x2) - higher(a.x1, b.x1));
   const T height = not_negative(lower(a.y2, b.y2) - higher(a.y1, b.y1));
   const T shared = width * height;
-  if (kMeasure == Measure::kCoverage) return area_a <= T(0) ? T(0) : shared / area_a;
+  // Only a coverage has the area of b in no term, so that a NaN would not show.
+  if (kMeasure == Measure::kCoverage) return area_b != area_b ? area_b : area_a <= T(0) ? T(0) : shared / area_a;
   const T joined = area_a + area_b - shared;
   if (kMeasure == Measure::kIou) return joined <= T(0) ? T(0) : shared / joined;
   const T around_x = higher(a.x2, b.x2) - lower(a.x1, b.x1), around_y = higher(a.y2, b.y2) - lower(a.y1, b.y1);
@@ -88,8 +89,10 @@ HOST_DEVICE void add_derivatives(const Corners<T>& a, const Corners<T>& b, T eps
   constexpr bool kLoss = kMeasure == Measure::kGeneralizedIouLoss;
   const T area_a = area_of(a), area_b = area_of(b);
   const T raw_width = lower(a.x2, b.x2) - higher(a.x1, b.x1), raw_height = lower(a.y2, b.y2) - higher(a.y1, b.y1);
-  // Where one side is negative and the other is not positive, neither the intersection nor its derivative is anything.
-  if ((raw_width < T(0) || raw_height < T(0)) && (kMeasure == Measure::kIou || kMeasure == Measure::kCoverage)) return;
+  // Boxes that only touch count as apart, as in PyTorch.
+  const bool intersects = raw_width > T(0) && raw_height > T(0);
+  const bool by_intersection_only = kMeasure == Measure::kIou || kMeasure == Measure::kCoverage;
+  if (!intersects && by_intersection_only && area_a + area_b == area_a + area_b) return;
   const T width = not_negative(raw_width), height = not_negative(raw_height), shared = width * height;
   const T joined = area_a + area_b - shared;
   const T around_x = higher(a.x2, b.x2) - lower(a.x1, b.x1), around_y = higher(a.y2, b.y2) - lower(a.y1, b.y1);
@@ -122,15 +125,14 @@ HOST_DEVICE void add_derivatives(const Corners<T>& a, const Corners<T>& b, T eps
     by_shared -= by_joined;
   }
 
-  const bool some = kLoss ? raw_width > T(0) && raw_height > T(0) : true;
-  const T by_width = gradient * (some && raw_width >= T(0) ? by_shared * height : T(0));
-  const T by_height = gradient * (some && raw_height >= T(0) ? by_shared * width : T(0));
-  const T by_around_x = gradient * (kLoss              ? by_around * around_y
-                                    : around_x >= T(0) ? by_around * not_negative(around_y)
-                                                       : T(0));
-  const T by_around_y = gradient * (kLoss              ? by_around * around_x
-                                    : around_y >= T(0) ? by_around * not_negative(around_x)
-                                                       : T(0));
+  const T by_width = intersects ? gradient * by_shared * height : T(0);
+  const T by_height = intersects ? gradient * by_shared * width : T(0);
+  const T by_around_x = gradient * (kLoss             ? by_around * around_y
+                                    : around_x > T(0) ? by_around * not_negative(around_y)
+                                                      : T(0));
+  const T by_around_y = gradient * (kLoss             ? by_around * around_x
+                                    : around_y > T(0) ? by_around * not_negative(around_x)
+                                                      : T(0));
   const auto add = [&](const Corners<T>& own, const Corners<T>& other, T by_area, T* to) {
     const T by_own_width = gradient * by_area * (own.y2 - own.y1),
             by_own_height = gradient * by_area * (own.x2 - own.x1);

@@ -181,7 +181,8 @@ def _encoded(boxes: Tensor, anchors: Tensor, weights: Sequence[float]) -> Tensor
 
 def _decoded(deltas: Tensor, anchors: Tensor, repeats: int, weights: Sequence[float], clamp: float) -> Tensor:
     """`decode` in PyTorch's own operators, for second derivatives."""
-    deltas = (deltas / deltas.new_tensor(weights)).reshape(-1, len(anchors), repeats, 4)
+    rounds = len(deltas) // max(len(anchors) * repeats, 1)
+    deltas = (deltas / deltas.new_tensor(weights)).reshape(rounds, len(anchors), repeats, 4)
     low, high = anchors[:, None, :2], anchors[:, None, 2:]
     center = low + 0.5 * (high - low) + deltas[..., :2] * (high - low)
     half = 0.5 * (high - low) * torch.exp(deltas[..., 2:].clamp(max=clamp))

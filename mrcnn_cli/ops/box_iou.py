@@ -1,4 +1,4 @@
-"""Overlap of boxes, and its generalization to boxes apart: "Generalized Intersection over Union" (Rezatofighi et al., 2019)."""
+"""Overlap of boxes, and of boxes apart: "Generalized Intersection over Union" (Rezatofighi et al., 2019)."""
 
 from typing import Any
 

@@ -108,7 +108,13 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def passes_opcheck(operator: Operator, case: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+def passes_opcheck(
+    operator: Operator,
+    case: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    differentiable_boxes: bool = False,
+) -> None:
     """Schema, fake kernel, autograd registration and ahead-of-time dispatch are consistent, forward and backward."""
     arguments = operator.arguments(case, dtype, device)
     tensors = [tensor.requires_grad_() for tensor in _tensors(arguments, operator.differentiable)]
@@ -119,7 +125,7 @@ def passes_opcheck(operator: Operator, case: str, dtype: torch.dtype = torch.flo
     called = [call for call, _ in recorder.calls]
     assert len(called) == (2 if tensors else 1), called
     for call, args in recorder.calls:
-        detached = tuple(_leaves(arg, requires_grad=bool(tensors)) for arg in args)
+        detached = tuple(_leaves(arg, bool(tensors), differentiable_boxes) for arg in args)
         with warnings.catch_warnings():
             # torch's own checker reads .grad of copies that it made of tensors in lists
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
@@ -127,11 +133,11 @@ def passes_opcheck(operator: Operator, case: str, dtype: torch.dtype = torch.flo
         assert set(report.values()) == {"SUCCESS"}, report
 
 
-def _leaves(value: Any, requires_grad: bool) -> Any:
+def _leaves(value: Any, requires_grad: bool, differentiable_boxes: bool) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [_leaves(item, requires_grad) for item in value]
+        return [_leaves(item, requires_grad, differentiable_boxes) for item in value]
     if isinstance(value, Tensor):
-        boxes = value.ndim == 2  # box coordinates get no gradient
+        boxes = value.ndim == 2 and not differentiable_boxes  # those beside features get no gradient
         return value.detach().requires_grad_(requires_grad and value.is_floating_point() and not boxes)
     return value
 

@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent
 @pytest.mark.parametrize(
     ("file", "chosen"),
     [
+        ("test_box_iou.py", "loop or torchvision"),
         ("test_match_anchors.py", "loop or torchvision"),
         ("test_nms.py", "loop"),
         ("test_roi_align.py", "loop or same_gradients"),

@@ -5,6 +5,14 @@ RoIAlign always as [R, 5].
 """
 
 from mrcnn_cli.ops.reference.box_coding import decode, encode
+from mrcnn_cli.ops.reference.box_iou import (
+    box_coverage,
+    box_iou,
+    generalized_box_iou,
+    generalized_box_iou_loss,
+    paired_box_iou,
+    paired_generalized_box_iou,
+)
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
@@ -12,11 +20,17 @@ from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
 
 __all__ = [
     "batched_nms",
+    "box_coverage",
+    "box_iou",
     "decode",
     "encode",
+    "generalized_box_iou",
+    "generalized_box_iou_loss",
     "grid_anchors",
     "match_anchors",
     "multilevel_roi_align",
     "nms",
+    "paired_box_iou",
+    "paired_generalized_box_iou",
     "roi_align",
 ]
