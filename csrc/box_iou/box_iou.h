@@ -1,5 +1,6 @@
 #pragma once
 // Shared by box_iou.cpp and box_iou_cuda.cu, so that the CPU and CUDA kernels can't drift apart.
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -56,6 +57,13 @@ HOST_DEVICE T area_of(const Corners<T>& box) {
   return (box.x2 - box.x1) * (box.y2 - box.y1);
 }
 
+// Makes a quotient 0 where there is nothing to divide by. Choosing the divisor, not the quotient, leaves a division
+// without a condition, which the compiler can do for several boxes at a time.
+template <typename T>
+HOST_DEVICE T divisor_of(T area) {
+  return area <= T(0) ? static_cast<T>(INFINITY) : area;
+}
+
 // 0 where torchvision divides by zero: an overlap of boxes without area, a part of no enclosing area.
 template <Measure kMeasure, typename T>
 HOST_DEVICE T measured(const Corners<T>& a, const Corners<T>& b, T eps) {
@@ -63,18 +71,19 @@ HOST_DEVICE T measured(const Corners<T>& a, const Corners<T>& b, T eps) {
   const T width = not_negative(lower(a.x2, b.x2) - higher(a.x1, b.x1));
   const T height = not_negative(lower(a.y2, b.y2) - higher(a.y1, b.y1));
   const T shared = width * height;
-  // Only a coverage has the area of b in no term, so that a NaN would not show.
-  if (kMeasure == Measure::kCoverage) return area_b != area_b ? area_b : area_a <= T(0) ? T(0) : shared / area_a;
+  if (kMeasure == Measure::kCoverage) {
+    const T covered = shared / divisor_of(area_a);
+    return area_b == area_b ? covered : area_b;  // the area of b is in no term, so that a NaN in it would not show
+  }
   const T joined = area_a + area_b - shared;
-  if (kMeasure == Measure::kIou) return joined <= T(0) ? T(0) : shared / joined;
+  if (kMeasure == Measure::kIou) return shared / divisor_of(joined);
   const T around_x = higher(a.x2, b.x2) - lower(a.x1, b.x1), around_y = higher(a.y2, b.y2) - lower(a.y1, b.y1);
   if (kMeasure == Measure::kGeneralizedIouLoss) {
     const T around = around_x * around_y;
     return T(1) - (shared / (joined + eps) - (around - joined) / (around + eps));
   }
   const T around = not_negative(around_x) * not_negative(around_y);
-  const T overlap = joined <= T(0) ? T(0) : shared / joined;
-  return overlap - (around <= T(0) ? T(0) : (around - joined) / around);
+  return shared / divisor_of(joined) - (around - joined) / divisor_of(around);
 }
 
 // The share of a's coordinate in the derivative of the greater of two: equals share it, as in PyTorch.

@@ -21,12 +21,6 @@ def some_deltas(*shape, seed=0):
     return torch.randn(*shape, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def clip_by_loop(boxes, size):
-    limits = (size[1], size[0]) * 2
-    rows = [[min(max(value, 0), limit) for value, limit in zip(row, limits, strict=True)] for row in boxes.tolist()]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
-
-
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 0.2}
 ENCODE = contract.Operator(
     function=encode,
@@ -54,7 +48,7 @@ DECODE = contract.Operator(
 )
 CLIP = contract.Operator(
     function=clip_boxes,
-    reference=clip_by_loop,
+    reference=reference.clip_boxes,
     cases={f"{count} boxes": lambda count=count: {"boxes": 3 * some_deltas(count), "size": (3, 4)} for count in (1, 9)},
     values=("boxes",),
     tolerance={dtype: 0.0 for dtype in contract.DTYPES},

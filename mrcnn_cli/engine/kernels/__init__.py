@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mrcnn_cli.engine.kernels import box_coding, grid_anchors, match_anchors, nms, roi_align
+from mrcnn_cli.engine.kernels import box_coding, box_iou, grid_anchors, match_anchors, nms, roi_align
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
 from mrcnn_cli.engine.run import choose_device
@@ -29,12 +29,21 @@ class Operator:
 
 OPERATORS = {
     "batched_nms": Operator(nms.batched_checks, nms.batched_races),
-    "decode": Operator(box_coding.decode_checks),
-    "encode": Operator(box_coding.encode_checks),
+    "box_coverage": Operator(box_iou.checks_of("box_coverage")),
+    "box_iou": Operator(box_iou.checks_of("box_iou"), box_iou.races_of("box_iou")),
+    "clip_boxes": Operator(box_coding.clip_checks, box_coding.clip_races),
+    "decode": Operator(box_coding.decode_checks, box_coding.decode_races),
+    "encode": Operator(box_coding.encode_checks, box_coding.encode_races),
+    "generalized_box_iou": Operator(box_iou.checks_of("generalized_box_iou"), box_iou.races_of("generalized_box_iou")),
+    "generalized_box_iou_loss": Operator(
+        box_iou.checks_of("generalized_box_iou_loss"), box_iou.races_of("generalized_box_iou_loss")
+    ),
     "grid_anchors": Operator(grid_anchors.checks, grid_anchors.races),
     "match_anchors": Operator(match_anchors.checks, match_anchors.races),
     "multilevel_roi_align": Operator(roi_align.multilevel_checks, roi_align.multilevel_races),
     "nms": Operator(nms.checks, nms.races),
+    "paired_box_iou": Operator(box_iou.checks_of("paired_box_iou")),
+    "paired_generalized_box_iou": Operator(box_iou.checks_of("paired_generalized_box_iou")),
     "roi_align": Operator(roi_align.checks, roi_align.races),
 }
 

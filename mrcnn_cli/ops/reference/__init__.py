@@ -4,7 +4,7 @@
 RoIAlign always as [R, 5].
 """
 
-from mrcnn_cli.ops.reference.box_coding import decode, encode
+from mrcnn_cli.ops.reference.box_coding import clip_boxes, decode, encode
 from mrcnn_cli.ops.reference.box_iou import (
     box_coverage,
     box_iou,
@@ -22,6 +22,7 @@ __all__ = [
     "batched_nms",
     "box_coverage",
     "box_iou",
+    "clip_boxes",
     "decode",
     "encode",
     "generalized_box_iou",

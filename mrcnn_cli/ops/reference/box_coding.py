@@ -28,3 +28,10 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0
         half_width, half_height = width * math.exp(dw) / 2, height * math.exp(dh) / 2
         rows.append([x - half_width, y - half_height, x + half_width, y + half_height])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes [N, 4] cut to an image of `size` (height, width), float64."""
+    limits = (size[1], size[0], size[1], size[0])
+    rows = [[min(max(value, 0.0), limit) for value, limit in zip(row, limits, strict=True)] for row in boxes.tolist()]
+    return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4)
