@@ -73,7 +73,7 @@ def decode(
     return boxes.reshape(shape)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:
     """Boxes cut to an image; a NaN stays. Differentiable any number of times.
 
     Args:

@@ -28,7 +28,8 @@ def second_derivatives(
     with torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (gradient, *values)]
         first = torch.autograd.grad(function(*inputs[1:]), inputs[1:], inputs[0], create_graph=True)
-        total = sum((slope * weight).sum() for slope, weight in zip(first, weights, strict=True) if weight is not None)
+        weighted = [(slope * weight).sum() for slope, weight in zip(first, weights, strict=True) if weight is not None]
+        total = torch.stack(weighted).sum()
         found = torch.autograd.grad(total, inputs, allow_unused=True)
     return tuple(
         torch.zeros_like(tensor) if slope is None else slope for tensor, slope in zip(inputs, found, strict=True)

@@ -30,7 +30,7 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.0
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[float, float]) -> Tensor:
     """Boxes [N, 4] cut to an image of `size` (height, width), float64."""
     limits = (size[1], size[0], size[1], size[0])
     rows = [[min(max(value, 0.0), limit) for value, limit in zip(row, limits, strict=True)] for row in boxes.tolist()]
