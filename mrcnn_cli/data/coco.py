@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.annotations import AnnotationBuilder, Annotations, ImageAnnotations, ImageRecord, Segmentation
 from mrcnn_cli.data.image import image_size, read_image
-from mrcnn_cli.data.masks import compressed, run_lengths, visible_box
+from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.errors import UserError
+from mrcnn_cli.ops.run_lengths import compressed, run_lengths
 
 NEEDED = "COCO needs an object with the lists 'images', 'annotations' and 'categories'"
 # Boxes in COCO's files are rounded to hundredths: one that leaves the image by less is no fault.

@@ -5,37 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mrcnn_cli import _C
+from mrcnn_cli.ops.run_lengths import run_lengths
 
 Window = tuple[float, float, float, float]  # x1, y1, x2, y2
-
-
-def run_lengths(encoding: dict[str, Any]) -> np.ndarray:
-    """Lengths of the runs of a COCO run-length encoding: background first, then by turns, down the columns: int64.
-
-    Raises:
-        ValueError: the encoding is malformed; the message says how.
-    """
-    height, width = encoding["size"]
-    counts = encoding["counts"]
-    if isinstance(counts, str):
-        counts = counts.encode("ascii", errors="replace")
-    if isinstance(counts, bytes):
-        runs = np.frombuffer(_C.rle_counts(counts), np.dtype("<u4")).astype(np.int64)
-    else:
-        runs = np.asarray(counts)
-        if runs.ndim != 1 or (runs.size and runs.dtype.kind not in "ui") or (runs < 0).any():
-            raise ValueError("the counts are neither a string nor a list of whole numbers from 0")
-        runs = runs.astype(np.int64)
-    total = int(runs.sum())
-    if total != height * width:
-        raise ValueError(f"the counts add up to {total} pixels, the size is {height} x {width} = {height * width}")
-    return runs
-
-
-def compressed(runs: np.ndarray) -> bytes:
-    """The compressed counts of a COCO run-length encoding."""
-    return _C.rle_compress(runs.astype("<u4").tobytes())
 
 
 def visible_box(segmentation: Any, window: Window) -> Window | None:

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_cli.data.coco import Dataset
-from mrcnn_cli.data.masks import run_lengths
 from mrcnn_cli.errors import UserError
+from mrcnn_cli.ops.run_lengths import run_lengths
 from tests.data.conftest import runs
 
 

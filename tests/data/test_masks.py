@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_cli.data.masks import compressed, run_lengths, visible_box
+from mrcnn_cli.data.masks import visible_box
+from mrcnn_cli.ops.run_lengths import run_lengths
 
 
 def dense_box(mask: np.ndarray, window: tuple[int, int, int, int]) -> tuple[float, ...] | None:
@@ -90,22 +91,3 @@ def test_several_polygons_share_one_box():
     parts = [[0, 0, 2, 0, 2, 2, 0, 2], [8, 8, 9, 8, 9, 9, 8, 9], [30, 30, 40, 30, 40, 40]]
     assert visible_box(parts, (0, 0, 20, 20)) == (0, 0, 9, 9)
     assert visible_box(parts, (3, 3, 7, 7)) is None
-
-
-def test_run_lengths_survive_the_round_trip():
-    mask = np.asfortranarray(np.random.default_rng(6).random((17, 23)) < 0.3, np.uint8)
-    encoding = coco_mask.encode(mask)
-    counts = run_lengths(encoding)
-    assert compressed(counts) == encoding["counts"]
-    plain = {"size": [17, 23], "counts": counts.tolist()}
-    assert np.array_equal(run_lengths(plain), counts)
-    assert np.array_equal(run_lengths(encoding | {"counts": encoding["counts"].decode()}), counts)
-    assert np.array_equal(np.repeat(np.arange(len(counts)) % 2, counts).reshape(23, 17).T, mask)
-
-
-@pytest.mark.parametrize(
-    "counts", ["~~~", b"\x80", "0", [3, 4], [400, -9], [391.5], "é", 7, [[391]], ["391"], None, [True] * 391]
-)
-def test_malformed_runs_are_refused(counts):
-    with pytest.raises((ValueError, TypeError)):
-        run_lengths({"size": [17, 23], "counts": counts})

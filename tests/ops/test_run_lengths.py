@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli import _C
+from mrcnn_cli.ops.run_lengths import compressed, run_lengths
 
 
 def runs_of(mask):
@@ -67,6 +68,25 @@ def test_malformed_text_is_refused(text, message):
 def test_runs_of_half_a_number_are_refused():
     with pytest.raises(ValueError, match="got 6 bytes"):
         _C.rle_compress(b"\0" * 6)
+
+
+def test_run_lengths_survive_the_round_trip():
+    mask = np.asfortranarray(np.random.default_rng(6).random((17, 23)) < 0.3, np.uint8)
+    encoding = coco_mask.encode(mask)
+    counts = run_lengths(encoding)
+    assert compressed(counts) == encoding["counts"]
+    plain = {"size": [17, 23], "counts": counts.tolist()}
+    assert np.array_equal(run_lengths(plain), counts)
+    assert np.array_equal(run_lengths(encoding | {"counts": encoding["counts"].decode()}), counts)
+    assert np.array_equal(np.repeat(np.arange(len(counts)) % 2, counts).reshape(23, 17).T, mask)
+
+
+@pytest.mark.parametrize(
+    "counts", ["~~~", b"\x80", "0", [3, 4], [400, -9], [391.5], "é", 7, [[391]], ["391"], None, [True] * 391]
+)
+def test_malformed_runs_are_refused(counts):
+    with pytest.raises((ValueError, TypeError)):
+        run_lengths({"size": [17, 23], "counts": counts})
 
 
 def test_the_module_says_how_it_was_built():

@@ -63,16 +63,12 @@ def test_runs_of_length_zero_inside_a_mask_are_no_gaps():
     assert (left, top, window.shape, window.all()) == (1, 1, (2, 1), True)
 
 
-@pytest.mark.parametrize("counts", [[], [12], [11, 0, 1], b"<"])
+@pytest.mark.parametrize("counts", [[12], [11, 0, 1], b"<"])
 def test_a_mask_without_pixels_has_no_window(counts):
-    if not counts:
-        with pytest.raises(ValueError, match="runs cover 0"):
-            masks.crop({"size": [4, 3], "counts": counts})
-    else:
-        assert masks.crop({"size": [4, 3], "counts": counts}) is None
+    assert masks.crop({"size": [4, 3], "counts": counts}) is None
 
 
-@pytest.mark.parametrize("counts", [[5, 5], [5, -1, 8], [20], b"1"])
+@pytest.mark.parametrize("counts", [[], [5, 5], [5, -1, 8], [20], b"1"])
 def test_runs_that_do_not_fit_the_picture_are_refused(counts):
-    with pytest.raises(ValueError, match="4 x 3 has 12"):
+    with pytest.raises(ValueError, match="4 x 3 = 12|whole numbers from 0"):
         masks.crop({"size": [4, 3], "counts": counts})
