@@ -50,15 +50,9 @@ py::bytes rle_counts(const py::bytes& compressed) {
   return py::bytes(reinterpret_cast<const char*>(runs.data()), runs.size() * sizeof(uint32_t));
 }
 
-py::bytes rle_compress(const py::bytes& runs) {
-  const std::string_view raw = runs;
-  if (raw.size() % sizeof(uint32_t) != 0) {
-    throw py::value_error("runs must be 32-bit numbers, got " + std::to_string(raw.size()) + " bytes");
-  }
-  std::vector<uint32_t> lengths(raw.size() / sizeof(uint32_t));
-  if (!lengths.empty()) std::memcpy(lengths.data(), raw.data(), raw.size());
+std::string compressed_text(const std::vector<uint32_t>& lengths) {
   std::string text;
-  text.reserve(2 * lengths.size());
+  text.reserve(3 * lengths.size() + 8);
   for (size_t i = 0; i < lengths.size(); ++i) {
     int64_t value = lengths[i];
     if (i > 2) value -= lengths[i - 2];
@@ -70,7 +64,52 @@ py::bytes rle_compress(const py::bytes& runs) {
       text.push_back(static_cast<char>(48 + (more ? group | 32 : group)));
     }
   }
-  return py::bytes(text);
+  return text;
+}
+
+template <typename T>
+std::vector<T> numbers_in(const char* what, const py::bytes& bytes) {
+  const std::string_view raw = bytes;
+  if (raw.size() % sizeof(T) != 0) {
+    throw py::value_error(std::string(what) + " must be " + std::to_string(8 * sizeof(T)) + "-bit numbers, got " +
+                          std::to_string(raw.size()) + " bytes");
+  }
+  std::vector<T> numbers(raw.size() / sizeof(T));
+  if (!numbers.empty()) std::memcpy(numbers.data(), raw.data(), raw.size());
+  return numbers;
+}
+
+py::bytes rle_compress(const py::bytes& runs) {
+  return py::bytes(compressed_text(numbers_in<uint32_t>("runs", runs)));
+}
+
+// Masks whose runs are given by the pixels where they begin and end, down the columns: those of mask n are
+// edges[starts[n]] up to edges[starts[n + 1]], rising, the first one a beginning.
+py::list rle_from_edges(const py::bytes& edge_bytes, const py::bytes& start_bytes, int64_t pixels) {
+  const auto edges = numbers_in<int32_t>("edges", edge_bytes);
+  const auto starts = numbers_in<int64_t>("starts", start_bytes);
+  py::list texts;
+  std::vector<uint32_t> lengths;
+  for (size_t n = 0; n + 1 < starts.size(); ++n) {
+    const int64_t begin = starts[n], end = starts[n + 1];
+    if (begin < 0 || end < begin || end > static_cast<int64_t>(edges.size())) {
+      throw py::value_error("starts must rise within the " + std::to_string(edges.size()) + " edges, got " +
+                            std::to_string(begin) + " and " + std::to_string(end));
+    }
+    lengths.clear();
+    int64_t before = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      if (edges[i] < before || edges[i] > pixels || (i > begin && edges[i] == before)) {
+        throw py::value_error("edges must rise within the " + std::to_string(pixels) + " pixels, got " +
+                              std::to_string(edges[i]) + " after " + std::to_string(before));
+      }
+      lengths.push_back(static_cast<uint32_t>(edges[i] - before));
+      before = edges[i];
+    }
+    if (before < pixels || lengths.empty()) lengths.push_back(static_cast<uint32_t>(pixels - before));
+    texts.append(py::bytes(compressed_text(lengths)));
+  }
+  return texts;
 }
 
 }  // namespace
@@ -90,4 +129,7 @@ PYBIND11_MODULE(_C, m) {
         "Run lengths (bytes of little-endian uint32, background first) of a compressed COCO mask. Raises ValueError.");
   m.def("rle_compress", &rle_compress, py::arg("runs"),
         "The compressed COCO text (bytes) of run lengths given as bytes of little-endian uint32. Raises ValueError.");
+  m.def("rle_from_edges", &rle_from_edges, py::arg("edges"), py::arg("starts"), py::arg("pixels"),
+        "The compressed COCO texts of masks given by the pixels (int32) where their runs begin and end; those of mask "
+        "n lie between starts[n] and starts[n + 1] (int64). Raises ValueError.");
 }

@@ -2,90 +2,75 @@
 
 from typing import Any
 
-import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-Window = tuple[int, int, Tensor]  # top, left, bool [h, w]
+from mrcnn_cli import _C
+
+# Room that is made for the pixels where runs begin and end, per mask and column of the image. Masks that need more
+# are few and are done a second time, with the room that they were found to need.
+EDGES_PER_COLUMN = 2
 
 
 def paste_masks(
     masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
 ) -> list[dict[str, Any]]:
-    """Run-length encodings of masks resampled from their boxes into the image.
+    """Run-length encodings of masks resampled from their boxes into the image, for `pycocotools` and results files.
 
-    Bilinear sampling at pixel centres, zero outside of the mask's grid, as in Detectron2. The full image is never made:
-    the memory needed is that of the largest box.
+    Bilinear sampling at pixel centres in float32, zero outside of the mask's grid, as in Detectron2. Straight from
+    probabilities to runs: no image is made, of one mask or of all. The encodings are byte for byte those that
+    pycocotools makes of `paste_masks_dense`. Masks on a GPU stay there until their runs are found; the runs then come
+    to the host, which is the only wait.
 
     Args:
-        masks: [N, M, M] probabilities.
-        boxes: [N, 4] in pixels of the image.
-        image_size: (height, width).
-        threshold: a pixel belongs to the mask from this probability on.
+        masks: [N, M, M] probabilities. NaN belongs to no mask.
+        boxes: [N, 4] in pixels of the image. One that is empty, inverted or not finite gets an empty mask.
+        image_size: (height, width), less than 2^31 pixels.
+        threshold: a pixel belongs to the mask from this probability on, compared in float32. Pixels that are more than
+            half a value's width outside of the box never do.
 
     Returns:
         Per mask a compressed COCO encoding {"size": [height, width], "counts": bytes}.
+
+    Raises:
+        ValueError: a shape does not fit.
+        RuntimeError: a type or a size does not fit.
     """
-    _check(masks, boxes)
+    masks, boxes = _checked("paste_masks", masks, boxes)
     height, width = image_size
-    encodings = [_encode(window, height, width) for window in _windows(masks, boxes, image_size, threshold)]
-    return coco_mask.frPyObjects(encodings, height, width) if encodings else []
+    # a mask alone may need an edge in every row of its grid, and one more
+    capacity = width * (EDGES_PER_COLUMN * len(masks) + masks.shape[1] + 2)
+    edges, starts = torch.ops.mrcnn.paste_masks(masks, boxes, height, width, threshold, capacity)
+    starts = starts.cpu()
+    found = int(starts[-1])
+    if found > capacity:
+        edges, _ = torch.ops.mrcnn.paste_masks(masks, boxes, height, width, threshold, found)
+    texts = _C.rle_from_edges(edges[:found].cpu().numpy().tobytes(), starts.numpy().tobytes(), height * width)
+    return [{"size": [height, width], "counts": text} for text in texts]
 
 
 def paste_masks_dense(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5) -> Tensor:
     """As `paste_masks`, but whole images: [N, height, width] bool on the device of `masks`."""
-    _check(masks, boxes)
-    pasted = torch.zeros((len(masks), *image_size), dtype=torch.bool)
-    for image, (top, left, inside) in zip(pasted, _windows(masks, boxes, image_size, threshold), strict=True):
-        image[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
-    return pasted.to(masks.device)
+    masks, boxes = _checked("paste_masks_dense", masks, boxes)
+    return torch.ops.mrcnn.paste_masks_dense(masks, boxes, *image_size, threshold)
 
 
-def _check(masks: Tensor, boxes: Tensor) -> None:
+def _checked(name: str, masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     if masks.dim() != 3 or masks.shape[1] != masks.shape[2]:
-        raise ValueError(f"paste_masks: masks must be [N, M, M], got {list(masks.shape)}")
+        raise ValueError(f"{name}: masks must be [N, M, M], got {list(masks.shape)}")
     if boxes.shape != (len(masks), 4):
-        raise ValueError(f"paste_masks: boxes must be [{len(masks)}, 4] as there are masks, got {list(boxes.shape)}")
+        raise ValueError(f"{name}: boxes must be [{len(masks)}, 4] as there are masks, got {list(boxes.shape)}")
+    return masks.detach(), boxes.detach()
 
 
-def _windows(masks: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float) -> list[Window]:
-    """Per mask the part of the image that it can reach."""
-    masks, boxes = masks.detach().float().cpu(), boxes.detach().double().cpu()
-    windows = []
-    for mask, (x1, y1, x2, y2) in zip(masks, boxes.tolist(), strict=True):
-        top, rows = _axis(y1, y2, mask.shape[0], image_size[0])
-        left, columns = _axis(x1, x2, mask.shape[1], image_size[1])
-        windows.append((top, left, rows @ mask @ columns.T >= threshold))
-    return windows
+@torch.library.register_fake("mrcnn::paste_masks")
+def _edges_shape(
+    masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, capacity: int
+) -> list[Tensor]:
+    starts = masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+    return [masks.new_empty(capacity, dtype=torch.int32), starts]
 
 
-def _axis(start: float, end: float, bins: int, length: int) -> tuple[int, Tensor]:
-    """First pixel and [pixels, bins] bilinear weights of one axis: bilinear sampling is separable."""
-    extent = end - start
-    if not 0 < extent < float("inf"):  # empty, inverted or not finite: no pixels
-        return 0, torch.zeros((0, bins))
-    reach = 0.5 * extent / bins  # half a cell beyond the box the weights have faded to zero
-    first = min(max(int(np.floor(start - reach - 0.5)), 0), length)
-    last = min(max(int(np.ceil(end + reach + 0.5)), first), length)
-    position = (torch.arange(first, last, dtype=torch.float64) + 0.5 - start) / extent * bins - 0.5
-    weights = (1 - (position[:, None] - torch.arange(bins, dtype=torch.float64)).abs()).clamp(min=0)
-    return first, weights.float()
-
-
-def _encode(window: Window, height: int, width: int) -> dict[str, Any]:
-    """Plain run lengths, in COCO's column order, of a mask that is empty outside of its window."""
-    top, left, inside = window
-    columns = np.ascontiguousarray(inside.numpy().T)
-    edged = np.zeros((columns.shape[0], columns.shape[1] + 2), dtype=np.int8)
-    edged[:, 1:-1] = columns
-    column, row = np.nonzero(np.diff(edged, axis=1))  # starts and ends of the runs, alternating
-    edges = (left + column).astype(np.int64) * height + top + row
-    # A run that ends at the bottom of one column and goes on at the top of the next is one run.
-    if len(edges) > 2:
-        joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
-        edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
-    counts = np.diff(np.concatenate([[0], edges, [height * width]]))
-    if len(edges) and edges[-1] == height * width:
-        counts = counts[:-1]
-    return {"size": [height, width], "counts": counts.tolist()}
+@torch.library.register_fake("mrcnn::paste_masks_dense")
+def _images_shape(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)

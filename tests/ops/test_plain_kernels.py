@@ -17,6 +17,7 @@ FOLDER = Path(__file__).parent
         ("test_box_iou.py", "loop or torchvision"),
         ("test_match_anchors.py", "loop or torchvision"),
         ("test_nms.py", "loop"),
+        ("test_paste_masks.py", "loop or whole_images or any_size"),
         ("test_roi_align.py", "loop or same_gradients"),
     ],
 )

@@ -16,6 +16,7 @@ from mrcnn_cli.ops.reference.box_iou import (
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
+from mrcnn_cli.ops.reference.paste_masks import paste_masks_dense
 from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "nms",
     "paired_box_iou",
     "paired_generalized_box_iou",
+    "paste_masks_dense",
     "roi_align",
 ]
