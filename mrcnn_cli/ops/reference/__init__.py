@@ -14,6 +14,7 @@ from mrcnn_cli.ops.reference.box_iou import (
     paired_generalized_box_iou,
 )
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
+from mrcnn_cli.ops.reference.mask_targets import mask_targets
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
 from mrcnn_cli.ops.reference.paste_masks import paste_masks_dense
@@ -29,6 +30,7 @@ __all__ = [
     "generalized_box_iou",
     "generalized_box_iou_loss",
     "grid_anchors",
+    "mask_targets",
     "match_anchors",
     "multilevel_roi_align",
     "nms",
