@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mrcnn_cli.engine.kernels import box_coding, box_iou, grid_anchors, match_anchors, nms, roi_align
+from mrcnn_cli.engine.kernels import (
+    box_coding,
+    box_iou,
+    grid_anchors,
+    mask_targets,
+    match_anchors,
+    nms,
+    paste_masks,
+    roi_align,
+)
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
 from mrcnn_cli.engine.run import choose_device
@@ -44,6 +53,9 @@ OPERATORS = {
     "nms": Operator(nms.checks, nms.races),
     "paired_box_iou": Operator(box_iou.checks_of("paired_box_iou")),
     "paired_generalized_box_iou": Operator(box_iou.checks_of("paired_generalized_box_iou")),
+    "mask_targets": Operator(mask_targets.checks, mask_targets.races),
+    "paste_masks": Operator(paste_masks.checks, paste_masks.races),
+    "paste_masks_dense": Operator(paste_masks.dense_checks, paste_masks.dense_races),
     "roi_align": Operator(roi_align.checks, roi_align.races),
 }
 
