@@ -44,6 +44,7 @@ from mrcnn_cli.ops.match_anchors import match_anchors
 from mrcnn_cli.ops.nms import batched_nms, nms, nms_sorted
 from mrcnn_cli.ops.paste_masks import paste_masks, paste_masks_dense
 from mrcnn_cli.ops.roi_align import multilevel_roi_align, roi_align
+from mrcnn_cli.ops.rpn_proposals import rpn_candidates, rpn_proposals, rpn_proposals_padded
 
 __all__ = [
     "batched_nms",
@@ -65,4 +66,7 @@ __all__ = [
     "paste_masks",
     "paste_masks_dense",
     "roi_align",
+    "rpn_candidates",
+    "rpn_proposals",
+    "rpn_proposals_padded",
 ]

@@ -39,17 +39,32 @@ def grid_anchors(
     Raises:
         RuntimeError: a value does not fit.
     """
+    corners = base_corners(sizes, ratios, rounded, "grid_anchors")
+    stride_y, stride_x = both_strides(stride)
+    like = torch.empty(0, device=device, dtype=dtype)
+    return torch.ops.mrcnn.grid_anchors(like, corners, grid[0], grid[1], stride_y, stride_x, offset)
+
+
+def base_corners(sizes: Sequence[float], ratios: Sequence[float], rounded: bool, op: str) -> list[float]:
+    """Corners x1, y1, x2, y2 of the anchors of cell 0, 0, one after another, sizes slower than ratios.
+
+    RuntimeError in the name of `op` where a size or ratio is not positive.
+    """
     if any(not value > 0 for value in (*sizes, *ratios)):
-        raise RuntimeError(f"grid_anchors: sizes and ratios must be positive, got {list(sizes)} and {list(ratios)}")
-    stride_y, stride_x = stride if isinstance(stride, tuple | list) else (stride, stride)
+        raise RuntimeError(f"{op}: sizes and ratios must be positive, got {list(sizes)} and {list(ratios)}")
     corners = []
     for size in sizes:
         for ratio in ratios:
             width = math.sqrt(size * size / ratio)
             corner = [-width / 2, -width * ratio / 2, width / 2, width * ratio / 2]
             corners += [float(round(value)) for value in corner] if rounded else corner
-    like = torch.empty(0, device=device, dtype=dtype)
-    return torch.ops.mrcnn.grid_anchors(like, corners, grid[0], grid[1], float(stride_y), float(stride_x), offset)
+    return corners
+
+
+def both_strides(stride: int | float | Sequence[float]) -> tuple[float, float]:
+    """(vertical, horizontal) of a stride that may be one number for both."""
+    vertical, horizontal = stride if isinstance(stride, tuple | list) else (stride, stride)
+    return float(vertical), float(horizontal)
 
 
 @torch.library.register_fake("mrcnn::grid_anchors")

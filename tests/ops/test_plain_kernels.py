@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
         ("test_nms.py", "loop"),
         ("test_paste_masks.py", "loop or whole_images or any_size"),
         ("test_roi_align.py", "loop or same_gradients"),
+        ("test_rpn_proposals.py", "candidates_equal_the_loop or nan or same or decode"),
     ],
 )
 def test_the_plain_kernels_pass_too(file, chosen):

@@ -21,6 +21,7 @@ from mrcnn_cli.engine.kernels import (
     nms,
     paste_masks,
     roi_align,
+    rpn_proposals,
 )
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
@@ -57,6 +58,8 @@ OPERATORS = {
     "paste_masks": Operator(paste_masks.checks, paste_masks.races),
     "paste_masks_dense": Operator(paste_masks.dense_checks, paste_masks.dense_races),
     "roi_align": Operator(roi_align.checks, roi_align.races),
+    "rpn_candidates": Operator(rpn_proposals.candidates_checks),
+    "rpn_proposals": Operator(rpn_proposals.checks, rpn_proposals.races),
 }
 
 

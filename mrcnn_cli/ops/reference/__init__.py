@@ -19,6 +19,7 @@ from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
 from mrcnn_cli.ops.reference.paste_masks import paste_masks_dense
 from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
+from mrcnn_cli.ops.reference.rpn_proposals import rpn_candidates, rpn_proposals
 
 __all__ = [
     "batched_nms",
@@ -38,4 +39,6 @@ __all__ = [
     "paired_generalized_box_iou",
     "paste_masks_dense",
     "roi_align",
+    "rpn_candidates",
+    "rpn_proposals",
 ]
