@@ -52,20 +52,20 @@ class FasterRCNN(nn.Module):
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
-        logits, deltas, anchors = self.rpn(features)
-        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        logits, deltas = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, images.sizes)
         samples = self.box_head.sample(proposals, targets)
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
         return {
-            **self.rpn.losses(logits, deltas, anchors, targets),
+            **self.rpn.losses(logits, deltas, targets),
             **self.box_head.losses(class_logits, box_deltas, samples, targets),
         }
 
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures."""
         features = self.fpn(self.backbone(self.preprocess(images)))
-        logits, deltas, anchors = self.rpn(features)
-        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        logits, deltas = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, images.sizes)
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
         return [

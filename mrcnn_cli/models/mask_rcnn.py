@@ -55,8 +55,8 @@ class MaskRCNN(nn.Module):
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
-        logits, deltas, anchors = self.rpn(features)
-        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        logits, deltas = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, images.sizes)
         samples = self.box_head.sample(proposals, targets)
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
         # Only the positives have a mask to learn.
@@ -64,7 +64,7 @@ class MaskRCNN(nn.Module):
             features, [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
         )
         return {
-            **self.rpn.losses(logits, deltas, anchors, targets),
+            **self.rpn.losses(logits, deltas, targets),
             **self.box_head.losses(class_logits, box_deltas, samples, targets),
             **self.mask_head.losses(mask_logits, samples, targets),
         }
@@ -72,8 +72,8 @@ class MaskRCNN(nn.Module):
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures, with masks."""
         features = self.fpn(self.backbone(self.preprocess(images)))
-        logits, deltas, anchors = self.rpn(features)
-        proposals = self.rpn.proposals(logits, deltas, anchors, images.sizes)
+        logits, deltas = self.rpn(features)
+        proposals = self.rpn.proposals(logits, deltas, images.sizes)
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
         # Masks are cut at the final boxes, not at the proposals.

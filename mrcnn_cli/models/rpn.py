@@ -12,8 +12,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.fpn import FPNConfig
 from mrcnn_cli.models.matching import RPN_STREAM, generator, sample
-from mrcnn_cli.ops import batched_nms, decode, encode, grid_anchors, match_anchors
-from mrcnn_cli.ops.box_coding import clip_boxes
+from mrcnn_cli.ops import encode, grid_anchors, match_anchors, rpn_proposals
 from mrcnn_cli.structures import Size, Targets
 
 
@@ -90,40 +89,46 @@ class RPN(nn.Module):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """What the network says of every anchor, by level.
 
         Args:
             features: maps [N, C, H_l, W_l] of all levels.
 
         Returns:
-            logits [N, A_l], deltas [N, A_l, 4] and anchors [A_l, 4], with A_l anchors in the order y, x, anchor.
+            logits [N, A, H_l, W_l] and deltas [N, 4 * A, H_l, W_l], with A anchors per cell.
         """
-        logits, deltas, anchors = [], [], []
-        for level, feature in enumerate(features):
-            hidden = self.convs(feature)
-            count = len(feature)
-            logits.append(self.logits(hidden).permute(0, 2, 3, 1).reshape(count, -1).float())
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(count, -1, 4).float())
-            anchors.append(
+        hidden = [self.convs(feature) for feature in features]
+        return [self.logits(x) for x in hidden], [self.deltas(x) for x in hidden]
+
+    def anchors(self, maps: Sequence[Tensor]) -> Tensor:
+        """The anchors of all levels in the order level, y, x, anchor: [A, 4].
+
+        Args:
+            maps: of the levels [N, .., H_l, W_l].
+        """
+        config = self.anchors_config
+        return torch.cat(
+            [
                 grid_anchors(
-                    self.anchors_config.sizes[level],
-                    self.anchors_config.ratios,
-                    (int(feature.shape[-2]), int(feature.shape[-1])),
-                    self.strides[level],
-                    rounded=self.anchors_config.rounded,
-                    offset=self.anchors_config.offset,
-                    device=feature.device,
+                    sizes,
+                    config.ratios,
+                    (int(map.shape[-2]), int(map.shape[-1])),
+                    stride,
+                    rounded=config.rounded,
+                    offset=config.offset,
+                    device=map.device,
                 )
-            )
-        return logits, deltas, anchors
+                for sizes, map, stride in zip(config.sizes, maps, self.strides, strict=True)
+            ]
+        )
 
     def losses(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], targets: Sequence[Targets]
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
         """`loss_rpn_objectness`: binary cross entropy; `loss_rpn_box`: smooth L1 of the positives' deltas."""
         config = self.config
-        all_logits, all_deltas, all_anchors = torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors)
+        all_logits, all_deltas, all_anchors = _by_anchor(logits, 1)[..., 0], _by_anchor(deltas, 4), self.anchors(logits)
         chosen_logits, chosen_deltas, truths, wanted = [], [], [], []
         for i, target in enumerate(targets):
             matched = match_anchors(
@@ -146,32 +151,27 @@ class RPN(nn.Module):
         )
         return {"loss_rpn_objectness": objectness / denominator, "loss_rpn_box": box / denominator}
 
-    @torch.no_grad()
-    def proposals(
-        self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Sequence[Size]
-    ) -> list[Tensor]:
-        """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n.
+    def proposals(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
+        """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n."""
+        config, anchors = self.config, self.anchors_config
+        boxes, _ = rpn_proposals(
+            logits,
+            deltas,
+            sizes,
+            anchors.sizes,
+            anchors.ratios,
+            self.strides,
+            pre_nms_top_n=config.pre_nms_top_n_train if self.training else config.pre_nms_top_n,
+            post_nms_top_n=config.post_nms_top_n_train if self.training else config.post_nms_top_n,
+            nms_threshold=config.nms_threshold,
+            min_size=config.min_size,
+            weights=config.box_weights,
+            rounded=anchors.rounded,
+            offset=anchors.offset,
+        )
+        return boxes
 
-        Only the best anchors of each level, by logit, are decoded. Levels never suppress one another.
-        """
-        config = self.config
-        before, after = config.pre_nms_top_n, config.post_nms_top_n
-        if self.training:
-            before, after = config.pre_nms_top_n_train, config.post_nms_top_n_train
-        boxes, scores, levels = [], [], []
-        for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            best, index = logit.topk(min(before, logit.shape[1]), dim=1)
-            boxes.append(decode(delta.gather(1, index[..., None].expand(-1, -1, 4)), anchor[index], config.box_weights))
-            scores.append(best)
-            levels.append(torch.full_like(index, level))
-        all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1)
-        proposals = []
-        for image, size in enumerate(sizes):
-            clipped = clip_boxes(all_boxes[image], size)
-            sides = clipped[:, 2:] - clipped[:, :2]
-            # Not finite sides fail the comparison too, so that a wild delta is no proposal.
-            usable = ((sides > config.min_size).all(1) & all_scores[image].isfinite()).nonzero()[:, 0]
-            clipped = clipped[usable]
-            keep = batched_nms(clipped, all_scores[image, usable], all_levels[image, usable], config.nms_threshold)
-            proposals.append(clipped[keep[:after]])
-        return proposals
+
+def _by_anchor(maps: Sequence[Tensor], values: int) -> Tensor:
+    """Maps [N, A * values, H_l, W_l] of all levels as [N, all anchors, values] float32, in the order of the anchors."""
+    return torch.cat([map.permute(0, 2, 3, 1).reshape(len(map), -1, values).float() for map in maps], 1)
