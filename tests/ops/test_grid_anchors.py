@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mrcnn_cli.ops import grid_anchors, reference
 from tests.ops import contract
@@ -82,6 +84,40 @@ def test_areas_and_ratios_are_what_was_asked_for():
     for i, (size, ratio) in enumerate((size, ratio) for size in sizes for ratio in ratios):
         assert (heights[i] / widths[i]).item() == pytest.approx(ratio)
         assert math.sqrt(widths[i] * heights[i]) == pytest.approx(size)
+
+
+STRIDES = st.integers(1, 64) | st.floats(0.25, 64)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    grid=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+    stride=STRIDES | st.tuples(STRIDES, STRIDES),
+    sizes=st.lists(st.floats(1, 600), max_size=4),
+    ratios=st.lists(st.floats(0.1, 10), max_size=4),
+    rounded=st.booleans(),
+    offset=st.sampled_from([0.0, 0.5, -1.25]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_any_grid_and_stride_equals_the_loop(grid, stride, sizes, ratios, rounded, offset, dtype):
+    expected = reference.grid_anchors(sizes, ratios, grid, stride, rounded=rounded, offset=offset)
+    anchors = grid_anchors(sizes, ratios, grid, stride, rounded=rounded, offset=offset, dtype=dtype)
+    assert anchors.shape == (grid[0] * grid[1] * len(sizes) * len(ratios), 4)
+    # a corner near zero is the difference of numbers as large as the anchor
+    torch.testing.assert_close(anchors.double(), expected, rtol=0, atol=2000 * torch.finfo(dtype).eps)
+
+
+def test_as_many_base_anchors_as_allowed_are_all_placed():
+    sizes = [float(side) for side in range(1, 65)]
+    anchors = grid_anchors(sizes, (1.0,), (2, 3), 10)
+    assert torch.equal(anchors.double(), reference.grid_anchors(sizes, (1.0,), (2, 3), 10))
+
+
+def test_whole_and_fractional_strides_of_one_value_place_the_same():
+    arguments = {"sizes": (16.0,), "ratios": (1.0, 2.0), "grid": (3, 4)}
+    expected = grid_anchors(**arguments, stride=8)
+    for stride in (8.0, (8, 8), (8.0, 8), [8, 8.0]):
+        assert torch.equal(grid_anchors(**arguments, stride=stride), expected)
 
 
 def test_an_empty_grid_and_no_base_anchors_give_nothing():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,10 @@ def rpn_candidates(
             anchors = grid_anchors(
                 sizes[level], ratios, (height, width), strides[level], rounded=rounded, offset=offset
             ).tolist()
-            order = sorted(range(len(cells)), key=lambda i, s=said: (math.isnan(s[i]), -s[i], i))
+            # by falling logit, NaN last, equal ones by their number
+            order = [
+                i for _, _, i in sorted((math.isnan(s), 0.0 if math.isnan(s) else -s, i) for i, s in enumerate(said))
+            ]
             for i in order[:pre_nms_top_n]:
                 y, x, a = cells[i]
                 box = _decoded(delta[image, 4 * a : 4 * a + 4, y, x].double().tolist(), anchors[i], weights, clamp)
@@ -68,7 +72,7 @@ def rpn_proposals(
     *,
     post_nms_top_n: int = 1000,
     nms_threshold: float = 0.7,
-    **options: float,
+    **options: Any,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """N boxes [P_i, 4] and logits [P_i] float64: the best candidates that suppression within their level leaves."""
     candidates = rpn_candidates(logits, deltas, image_sizes, sizes, ratios, strides, **options)
