@@ -43,8 +43,12 @@ from mrcnn_cli.ops.mask_targets import mask_targets
 from mrcnn_cli.ops.match_anchors import match_anchors
 from mrcnn_cli.ops.nms import batched_nms, nms, nms_sorted
 from mrcnn_cli.ops.paste_masks import paste_masks, paste_masks_dense
+from mrcnn_cli.ops.ps_roi_align import ps_roi_align
+from mrcnn_cli.ops.ps_roi_pool import ps_roi_pool
 from mrcnn_cli.ops.roi_align import multilevel_roi_align, roi_align
+from mrcnn_cli.ops.roi_pool import roi_pool
 from mrcnn_cli.ops.rpn_proposals import rpn_candidates, rpn_proposals, rpn_proposals_padded
+from mrcnn_cli.ops.sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_labels
 
 __all__ = [
     "batched_nms",
@@ -65,8 +69,13 @@ __all__ = [
     "paired_generalized_box_iou",
     "paste_masks",
     "paste_masks_dense",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
+    "roi_pool",
     "rpn_candidates",
     "rpn_proposals",
     "rpn_proposals_padded",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_labels",
 ]

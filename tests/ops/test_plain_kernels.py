@@ -20,6 +20,9 @@ FOLDER = Path(__file__).parent
         ("test_paste_masks.py", "loop or whole_images or any_size"),
         ("test_roi_align.py", "loop or same_gradients"),
         ("test_rpn_proposals.py", "candidates_equal_the_loop or nan or same or decode"),
+        ("test_roi_pool.py", "loop or first_of_the_largest or bits"),
+        ("test_ps_roi_align.py", "loop or gradients"),
+        ("test_sigmoid_focal_loss.py", "loop or gradients or infinite"),
     ],
 )
 def test_the_plain_kernels_pass_too(file, chosen):

@@ -21,7 +21,9 @@ from mrcnn_cli.engine.kernels import (
     nms,
     paste_masks,
     roi_align,
+    roi_pool,
     rpn_proposals,
+    sigmoid_focal_loss,
 )
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
@@ -60,6 +62,11 @@ OPERATORS = {
     "roi_align": Operator(roi_align.checks, roi_align.races),
     "rpn_candidates": Operator(rpn_proposals.candidates_checks),
     "rpn_proposals": Operator(rpn_proposals.checks, rpn_proposals.races),
+    "ps_roi_align": Operator(roi_pool.ps_roi_align_checks, roi_pool.ps_roi_align_races),
+    "ps_roi_pool": Operator(roi_pool.ps_roi_pool_checks, roi_pool.ps_roi_pool_races),
+    "roi_pool": Operator(roi_pool.checks, roi_pool.races),
+    "sigmoid_focal_loss": Operator(sigmoid_focal_loss.checks, sigmoid_focal_loss.races),
+    "sigmoid_focal_loss_labels": Operator(sigmoid_focal_loss.labels_checks, sigmoid_focal_loss.labels_races),
 }
 
 

@@ -18,8 +18,10 @@ from mrcnn_cli.ops.reference.mask_targets import mask_targets
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
 from mrcnn_cli.ops.reference.nms import batched_nms, nms
 from mrcnn_cli.ops.reference.paste_masks import paste_masks_dense
+from mrcnn_cli.ops.reference.regions import ps_roi_align, ps_roi_pool, roi_pool
 from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
 from mrcnn_cli.ops.reference.rpn_proposals import rpn_candidates, rpn_proposals
+from mrcnn_cli.ops.reference.sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_labels
 
 __all__ = [
     "batched_nms",
@@ -38,7 +40,12 @@ __all__ = [
     "paired_box_iou",
     "paired_generalized_box_iou",
     "paste_masks_dense",
+    "ps_roi_align",
+    "ps_roi_pool",
     "roi_align",
+    "roi_pool",
     "rpn_candidates",
     "rpn_proposals",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_labels",
 ]
