@@ -17,6 +17,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <ostream>
@@ -116,6 +118,18 @@ inline bool has_avx2() {
 #else
   return false;
 #endif
+}
+
+// Calls body(piece, scratch) for each of [0, pieces). A thread takes the next piece whenever it is done with one, which
+// keeps all of them busy where pieces differ in size. Which thread does a piece must not matter to what comes out.
+template <typename Scratch, typename Body>
+void for_each_piece(int64_t pieces, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const int64_t workers = std::min<int64_t>(pieces, torch::stable::get_num_threads());
+  parallel_for(0, workers, 1, [&](int64_t, int64_t) {
+    Scratch scratch;
+    for (int64_t piece = next++; piece < pieces; piece = next++) body(piece, scratch);
+  });
 }
 
 inline Tensor converted(const Tensor& tensor, ScalarType type) {
