@@ -34,14 +34,17 @@ inline void store(float* p, __m256 v) {
 inline void store(Half* p, __m256 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline void store(BFloat16* p, __m256 v) {
-  // Round to nearest even by adding half of the last kept bit; a NaN would overflow into infinity, so it is set apart.
+// The bfloat16 of each number in the upper half of its 32 bits. Round to nearest even by adding half of the last kept
+// bit; a NaN would overflow into infinity, so it is set apart.
+inline __m256i rounded_to_bfloat16(__m256 v) {
   const __m256i bits = _mm256_castps_si256(v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(_mm256_set1_epi32(0x7fff), odd));
   const __m256 is_nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
-  const __m256i kept = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(is_nan));
-  const __m256i high = _mm256_srli_epi32(kept, 16);
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc00000), _mm256_castps_si256(is_nan));
+}
+inline void store(BFloat16* p, __m256 v) {
+  const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(v), 16);
   const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
 }
