@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "mix.h"
+#include "../avx2.h"
 #include "plan.h"
 
 namespace mrcnn {
@@ -191,14 +191,17 @@ void stage(const T* from, int64_t count, accumulator_t<T>* to) {
 }
 
 template <typename T>
-void pool_contiguous(const FeatureMaps& maps, const Pooling& pooling, const Plan<accumulator_t<T>>& plan, T* pooled) {
+void pool_contiguous(const Order<accumulator_t<T>>& order, T* pooled) {
   using A = accumulator_t<T>;
+  const FeatureMaps& maps = order.maps;
+  const Pooling& pooling = order.pooling;
+  const auto plans = planned(order, false);
   constexpr bool kSame = std::is_same_v<T, A>;
   const int64_t bins = int64_t{1} * pooling.height * pooling.width;
   for_each_channel<A>(maps, [&](int64_t image, int64_t channel, const PlaneKernels<A>& kernels, Scratch<A>& scratch) {
     for (int level = 0; level < pooling.levels; ++level) {
-      const RegionPlan<A>* region = plan.regions.data() + plan.start(level, image, maps.images);
-      const RegionPlan<A>* end = plan.regions.data() + plan.start(level, image + 1, maps.images);
+      const RegionPlan<A>* region = plans.data() + order.start(level, image);
+      const RegionPlan<A>* end = plans.data() + order.start(level, image + 1);
       if (region == end) continue;
       const int width = maps.width[level];
       const int64_t plane_size = int64_t{1} * maps.height[level] * width;
@@ -231,16 +234,18 @@ void pool_contiguous(const FeatureMaps& maps, const Pooling& pooling, const Plan
 }
 
 template <typename T>
-void scatter_contiguous(const FeatureMaps& gradients, const Pooling& pooling, const Plan<accumulator_t<T>>& plan,
-                        const T* pooled) {
+void scatter_contiguous(const Order<accumulator_t<T>>& order, const T* pooled) {
   using A = accumulator_t<T>;
+  const FeatureMaps& gradients = order.maps;
+  const Pooling& pooling = order.pooling;
+  const auto plans = planned(order, true);
   constexpr bool kSame = std::is_same_v<T, A>;
-  const int64_t bins = int64_t{1} * pooling.height * pooling.width, images = gradients.images;
+  const int64_t bins = int64_t{1} * pooling.height * pooling.width;
   for_each_channel<A>(gradients, [&](int64_t image, int64_t channel, const PlaneKernels<A>& kernels,
                                      Scratch<A>& scratch) {
     for (int level = 0; level < pooling.levels; ++level) {
-      const RegionPlan<A>* region = plan.regions.data() + plan.start(level, image, images);
-      const RegionPlan<A>* end = plan.regions.data() + plan.start(level, image + 1, images);
+      const RegionPlan<A>* region = plans.data() + order.start(level, image);
+      const RegionPlan<A>* end = plans.data() + order.start(level, image + 1);
       const int width = gradients.width[level];
       const int64_t plane_size = int64_t{1} * gradients.height[level] * width, size = kernels.count * plane_size;
       T* target = static_cast<T*>(gradients.data[level]) + (image * gradients.channels + channel) * plane_size;

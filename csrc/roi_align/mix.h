@@ -1,10 +1,12 @@
 #pragma once
-// The inner loop of RoIAlign on channels-last memory, forward and backward alike: a weighted mix of pixels.
+// The inner loop of RoIAlign on channels-last memory, forward and backward alike: a weighted sum of pixels.
 //
-//   out[c] (+)= sum over rows i, columns j of  rows[i].weight * columns[j].weight * source[pixel(i, j)][c]
+//   out[c] = sum over shares of  weight * source[c]
 //
 // Forward a bin is mixed from the pixels under it; backward a pixel is mixed from the bins above it.
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "../avx2.h"
 #include "../common.h"
@@ -12,32 +14,40 @@
 
 namespace mrcnn {
 
-// Distances in elements between rows and columns of the source.
-struct Strides {
-  int64_t row, column;
+// The first channel of a pixel, and how much of it is taken.
+template <typename T>
+struct Share {
+  const T* source;
+  accumulator_t<T> weight;
 };
 
-template <bool kAdd, typename In, typename Out>
-void mix_plain(Taps<accumulator_t<In>> rows, Taps<accumulator_t<In>> columns, const In* source, Strides strides,
-               int64_t channels, Out* out) {
-  using A = accumulator_t<In>;
+// Streamed results go past the caches: what is far larger than them would only push out what is still needed, and be
+// read from memory before it is overwritten.
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+
+template <typename T>
+void mix_plain(const Share<T>* shares, int64_t count, int64_t channels, T* out) {
+  using A = accumulator_t<T>;
   constexpr int kPass = 16;
   for (int64_t c = 0; c < channels; c += kPass) {
     const int n = static_cast<int>(channels - c < kPass ? channels - c : kPass);
     A sums[kPass] = {};
-    if (kAdd) {
-      for (int k = 0; k < n; ++k) sums[k] = static_cast<A>(out[c + k]);
-    }
-    for (int i = 0; i < rows.count; ++i) {
-      const In* row = source + rows.data[i].position * strides.row + c;
-      for (int j = 0; j < columns.count; ++j) {
-        const In* pixel = row + columns.data[j].position * strides.column;
-        const A weight = rows.data[i].weight * columns.data[j].weight;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* pixel = shares[i].source + c;
+      const A weight = shares[i].weight;
+      if (n == kPass) {
+        for (int k = 0; k < kPass; ++k) sums[k] += weight * static_cast<A>(pixel[k]);
+      } else {
         for (int k = 0; k < n; ++k) sums[k] += weight * static_cast<A>(pixel[k]);
       }
     }
-    for (int k = 0; k < n; ++k) out[c + k] = static_cast<Out>(sums[k]);
+    for (int k = 0; k < n; ++k) out[c + k] = static_cast<T>(sums[k]);
   }
+}
+
+template <typename T>
+void clear_plain(T* out, int64_t count) {
+  std::memset(static_cast<void*>(out), 0, count * sizeof(T));
 }
 
 #ifdef __x86_64__
@@ -46,45 +56,92 @@ namespace avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-// kVectors times eight channels, held in registers over all taps.
-template <int kVectors, bool kAdd, typename In, typename Out>
-inline void pass(Taps<float> rows, Taps<float> columns, const In* source, Strides strides, Out* out) {
-  __m256 sums[kVectors];
-#pragma GCC unroll 8
-  for (int k = 0; k < kVectors; ++k) sums[k] = kAdd ? load(out + 8 * k) : _mm256_setzero_ps();
-  for (int i = 0; i < rows.count; ++i) {
-    const In* row = source + rows.data[i].position * strides.row;
-    for (int j = 0; j < columns.count; ++j) {
-      const In* pixel = row + columns.data[j].position * strides.column;
-      const __m256 weight = _mm256_set1_ps(rows.data[i].weight * columns.data[j].weight);
-#pragma GCC unroll 8
-      for (int k = 0; k < kVectors; ++k) sums[k] = _mm256_fmadd_ps(weight, load(pixel + 8 * k), sums[k]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < kVectors; ++k) store(out + 8 * k, sums[k]);
+// Sixteen channels as two vectors. Which channel lies where is each type's own business: sums are made lane by lane.
+struct Lanes {
+  __m256 first, second;
+};
+
+inline Lanes lanes(const float* p) {
+  return {load(p), load(p + 8)};
+}
+inline Lanes lanes(const Half* p) {
+  return {load(p), load(p + 8)};
+}
+inline Lanes lanes(const BFloat16* p) {
+  // The upper half of a float32 as it is: odd channels need their neighbour masked out, even ones a shift.
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i odd = _mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000)));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), _mm256_castsi256_ps(odd)};
 }
 
-template <bool kAdd, typename In, typename Out>
-void mix(Taps<float> rows, Taps<float> columns, const In* source, Strides strides, int64_t channels, Out* out) {
-  int64_t c = 0;
-  for (; c + 64 <= channels; c += 64) pass<8, kAdd>(rows, columns, source + c, strides, out + c);
-  if (c + 32 <= channels) {
-    pass<4, kAdd>(rows, columns, source + c, strides, out + c);
-    c += 32;
+template <bool kStream>
+inline void put(float* p, Lanes v) {
+  if (kStream) {
+    _mm256_stream_ps(p, v.first);
+    _mm256_stream_ps(p + 8, v.second);
+  } else {
+    store(p, v.first);
+    store(p + 8, v.second);
   }
-  for (; c + 8 <= channels; c += 8) pass<1, kAdd>(rows, columns, source + c, strides, out + c);
-  for (; c < channels; ++c) {
-    float sum = kAdd ? static_cast<float>(out[c]) : 0.f;
-    for (int i = 0; i < rows.count; ++i) {
-      const In* row = source + rows.data[i].position * strides.row + c;
-      for (int j = 0; j < columns.count; ++j) {
-        const float weight = rows.data[i].weight * columns.data[j].weight;
-        sum = __builtin_fmaf(weight, static_cast<float>(row[columns.data[j].position * strides.column]), sum);
-      }
+}
+
+template <bool kStream>
+inline void put(__m256i* p, __m256i v) {
+  kStream ? _mm256_stream_si256(p, v) : _mm256_storeu_si256(p, v);
+}
+
+template <bool kStream>
+inline void put(Half* p, Lanes v) {
+  const __m128i low = _mm256_cvtps_ph(v.first, _MM_FROUND_TO_NEAREST_INT),
+                high = _mm256_cvtps_ph(v.second, _MM_FROUND_TO_NEAREST_INT);
+  put<kStream>(reinterpret_cast<__m256i*>(p), _mm256_set_m128i(high, low));
+}
+
+template <bool kStream>
+inline void put(BFloat16* p, Lanes v) {
+  const __m256i even = _mm256_srli_epi32(rounded_to_bfloat16(v.first), 16);
+  put<kStream>(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(even, rounded_to_bfloat16(v.second), 0xaa));
+}
+
+// kCount times sixteen channels, held in registers over all shares.
+template <int kCount, bool kStream, typename T>
+inline void pass(const Share<T>* shares, int64_t count, int64_t c, T* out) {
+  Lanes sums[kCount];
+#pragma GCC unroll 4
+  for (int k = 0; k < kCount; ++k) sums[k] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t i = 0; i < count; ++i) {
+    const T* pixel = shares[i].source + c;
+    const __m256 weight = _mm256_set1_ps(shares[i].weight);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCount; ++k) {
+      const Lanes values = lanes(pixel + 16 * k);
+      sums[k].first = _mm256_fmadd_ps(weight, values.first, sums[k].first);
+      sums[k].second = _mm256_fmadd_ps(weight, values.second, sums[k].second);
     }
-    out[c] = static_cast<Out>(sum);
   }
+#pragma GCC unroll 4
+  for (int k = 0; k < kCount; ++k) put<kStream>(out + c + 16 * k, sums[k]);
+}
+
+template <bool kStream, typename T>
+void mix(const Share<T>* shares, int64_t count, int64_t channels, T* out) {
+  int64_t c = 0;
+  for (; c + 64 <= channels; c += 64) pass<4, kStream>(shares, count, c, out);
+  for (; c + 16 <= channels; c += 16) pass<1, kStream>(shares, count, c, out);
+  for (; c < channels; ++c) {
+    float sum = 0.f;
+    for (int64_t i = 0; i < count; ++i) {
+      sum = __builtin_fmaf(shares[i].weight, static_cast<float>(shares[i].source[c]), sum);
+    }
+    out[c] = static_cast<T>(sum);
+  }
+}
+
+// `out` must lie on a boundary of 32 bytes, and so must its end.
+template <typename T>
+void clear_streamed(T* out, int64_t count) {
+  auto* p = reinterpret_cast<__m256i*>(out);
+  for (auto* end = reinterpret_cast<__m256i*>(out + count); p < end; ++p) put<true>(p, _mm256_setzero_si256());
 }
 
 #pragma GCC pop_options
@@ -92,18 +149,37 @@ void mix(Taps<float> rows, Taps<float> columns, const In* source, Strides stride
 }  // namespace avx2
 #endif
 
-template <bool kAdd, typename In, typename Out>
-using Mix = void (*)(Taps<accumulator_t<In>>, Taps<accumulator_t<In>>, const In*, Strides, int64_t, Out*);
+// The fastest way this processor has to write results.
+template <typename T>
+struct Mixer {
+  void (*mix)(const Share<T>*, int64_t, int64_t, T*) = &mix_plain<T>;
+  void (*clear)(T*, int64_t) = &clear_plain<T>;
+  bool streams = false;
 
-// The fastest way this processor has.
-template <bool kAdd, typename In, typename Out>
-Mix<kAdd, In, Out> chosen_mix() {
+  // Streamed results become visible to other threads only after this.
+  void finish() const {
 #ifdef __x86_64__
-  if constexpr (!std::is_same_v<In, double>) {
-    if (has_avx2()) return &avx2::mix<kAdd, In, Out>;
+    if (streams) _mm_sfence();
+#endif
+  }
+};
+
+// For results of `channels` that are `bytes` altogether. All addresses must be multiples of 32 bytes for them to be
+// streamed, which Torch's own allocations are.
+template <typename T>
+Mixer<T> chosen_mixer(int64_t channels, int64_t bytes, const std::vector<const void*>& targets) {
+  Mixer<T> chosen;
+#ifdef __x86_64__
+  if constexpr (!std::is_same_v<T, double>) {
+    if (has_avx2()) {
+      chosen.streams = bytes >= kStreamedBytes && channels * sizeof(T) % 32 == 0;
+      for (const void* target : targets) chosen.streams &= reinterpret_cast<uintptr_t>(target) % 32 == 0;
+      chosen.mix = chosen.streams ? &avx2::mix<true, T> : &avx2::mix<false, T>;
+      if (chosen.streams) chosen.clear = &avx2::clear_streamed<T>;
+    }
   }
 #endif
-  return &mix_plain<kAdd, In, Out>;
+  return chosen;
 }
 
 }  // namespace mrcnn

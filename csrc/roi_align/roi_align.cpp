@@ -135,13 +135,13 @@ Tensor roi_align_cpu(const std::vector<Tensor>& features, const Tensor& rois, co
   Tensor pooled = allocated(features[0], rois.size(0), call.described.channels, height, width, call.channels_last);
   THO_DISPATCH_V2(features[0].scalar_type(), "roi_align", AT_WRAP([&] {
                     using A = accumulator_t<scalar_t>;
-                    const Plan<A> plan =
-                        planned(call.rois.const_data_ptr<A>(), rois.size(0), call.described, call.pooling, false);
+                    const auto order =
+                        ordered(call.rois.const_data_ptr<A>(), rois.size(0), call.described, call.pooling);
                     auto* out = static_cast<scalar_t*>(pooled.mutable_data_ptr());
                     if (call.channels_last) {
-                      pool_channels_last<scalar_t>(call.described, call.pooling, plan, out);
+                      pool_channels_last<scalar_t>(order, out);
                     } else {
-                      pool_contiguous<scalar_t>(call.described, call.pooling, plan, out);
+                      pool_contiguous<scalar_t>(order, out);
                     }
                   }),
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
@@ -178,13 +178,13 @@ std::vector<Tensor> roi_align_backward_cpu(const Tensor& gradient, const Tensor&
   const Tensor pooled = in_format(gradient, channels_last);
   THO_DISPATCH_V2(gradient.scalar_type(), "roi_align_backward", AT_WRAP([&] {
                     using A = accumulator_t<scalar_t>;
-                    const Plan<A> plan =
-                        planned(call.rois.const_data_ptr<A>(), rois.size(0), call.described, call.pooling, true);
+                    const auto order =
+                        ordered(call.rois.const_data_ptr<A>(), rois.size(0), call.described, call.pooling);
                     const auto* bins = static_cast<const scalar_t*>(pooled.const_data_ptr());
                     if (channels_last) {
-                      scatter_channels_last<scalar_t>(call.described, call.pooling, plan, bins);
+                      gather_channels_last<scalar_t>(order, bins);
                     } else {
-                      scatter_contiguous<scalar_t>(call.described, call.pooling, plan, bins);
+                      scatter_contiguous<scalar_t>(order, bins);
                     }
                   }),
                   AT_EXPAND(AT_FLOATING_TYPES), ScalarType::Half, ScalarType::BFloat16);
