@@ -1,9 +1,9 @@
 // RoIAlign over one feature map or a pyramid of them: schema, checks, CPU kernels, host side of CUDA.
 //
-// Channels-last maps: forward, one piece of work is one region; backward, one slice of the channels of all maps.
-// Contiguous maps: one piece of work is one channel, whose plane stays in the cache while all regions read from it or
-// add to it. Gradients are never shared between threads, so there are no atomics, and every sum has the same order -
-// the same bits - for any number of threads.
+// Channels-last maps: forward, one piece of work is a few regions; backward, a band of rows of one map. Contiguous
+// maps: one piece of work is a few channels, whose planes stay in the cache while all regions read from them or add to
+// them. Gradients are never shared between threads, so there are no atomics, and every sum has the same order - the
+// same bits - for any number of threads.
 #include "roi_align.h"
 
 #include <algorithm>
@@ -23,8 +23,8 @@ namespace {
 
 Pooling checked_pooling(int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, double canonical_size,
                         int64_t canonical_level, const std::vector<double>& scales) {
-  check(height > 0 && width > 0 && height < 32768 && width < 32768, "roi_align: output_size must be positive, got ",
-        height, " x ", width);
+  check(height > 0 && width > 0 && height < 32768 && width < 32768,
+        "roi_align: output_size must be positive and below 32768, got ", height, " x ", width);
   check(sampling_ratio < (1 << 24), "roi_align: sampling_ratio is too large: ", sampling_ratio);
   check(canonical_size > 0, "roi_align: canonical_size must be positive, got ", canonical_size);
   check(!scales.empty() && scales.size() <= kMaximumLevels, "roi_align: between 1 and ", kMaximumLevels,
@@ -164,6 +164,8 @@ Call backward_call(const Tensor& gradient, const Tensor& rois, int64_t images, c
                                           canonical_level, scales);
   std::vector<Tensor> maps;
   for (size_t i = 0; i < scales.size(); ++i) {
+    check(images >= 0 && heights[i] >= 0 && widths[i] >= 0, "roi_align_backward: sizes must not be negative, got ",
+          images, " images of ", heights[i], " x ", widths[i]);
     maps.push_back(allocated(gradient, images, gradient.size(1), heights[i], widths[i], channels_last));
   }
   return {pooling, channels_last, comparable_rois(rois, gradient.scalar_type()), maps, described(maps, scales)};
@@ -255,12 +257,34 @@ std::vector<Tensor> roi_align_backward_cuda(const Tensor& gradient, const Tensor
   const Tensor pooled = for_kernel(gradient, computed);
   const Call call = backward_call(pooled, rois, images, heights, widths, scales, sampling_ratio, aligned,
                                   canonical_size, canonical_level, true);
-  check_launch("roi_align_backward", launch_roi_align_backward(element_type(computed), call.described, call.pooling,
-                                                               call.rois.const_data_ptr(), rois.size(0),
-                                                               pooled.const_data_ptr(), current_stream(gradient)));
+  const int64_t bytes[] = {roi_align_workspace(call.described, call.pooling, rois.size(0))};
+  const Tensor workspace = torch::stable::empty({bytes, 1}, ScalarType::Byte, std::nullopt, pooled.device());
+  check_launch("roi_align_backward",
+               launch_roi_align_backward(element_type(computed), call.described, call.pooling,
+                                         call.rois.const_data_ptr(), rois.size(0), pooled.const_data_ptr(),
+                                         workspace.mutable_data_ptr(), current_stream(gradient)));
   std::vector<Tensor> maps;
   for (const Tensor& map : call.maps) maps.push_back(in_format(in_type(map, type), channels_last));
   return maps;
+}
+
+// The gradient with atomic additions, for benchmarks to compare with. float32, channels last.
+std::vector<Tensor> roi_align_backward_atomic(const Tensor& gradient, const Tensor& rois, int64_t images,
+                                              const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
+                                              const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
+                                              double canonical_size, int64_t canonical_level) {
+  check(gradient.scalar_type() == ScalarType::Float && is_channels_last(gradient),
+        "roi_align_backward_atomic: grad must be float32 and channels last, got ", gradient.scalar_type());
+  const torch::stable::accelerator::DeviceGuard guard(gradient.get_device_index());
+  const Tensor pooled = for_kernel(gradient, ScalarType::Float);
+  Call call = backward_call(pooled, rois, images, heights, widths, scales, sampling_ratio, aligned, canonical_size,
+                            canonical_level, true);
+  for (Tensor& map : call.maps) torch::stable::zero_(map);
+  check_launch(
+      "roi_align_backward_atomic",
+      launch_roi_align_backward_atomic(call.described, call.pooling, call.rois.const_data_ptr<float>(), rois.size(0),
+                                       pooled.const_data_ptr<float>(), current_stream(gradient)));
+  return call.maps;
 }
 #endif
 
@@ -274,6 +298,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mrcnn, m) {
       "roi_align_backward(Tensor grad, Tensor rois, SymInt images, SymInt[] heights, SymInt[] widths, "
       "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_size, int canonical_level, "
       "bool channels_last) -> Tensor[]");
+  m.def(
+      "roi_align_backward_atomic(Tensor grad, Tensor rois, SymInt images, SymInt[] heights, SymInt[] widths, "
+      "float[] spatial_scales, int sampling_ratio, bool aligned, float canonical_size, int canonical_level) -> "
+      "Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mrcnn, CPU, m) {
@@ -285,6 +313,7 @@ STABLE_TORCH_LIBRARY_IMPL(mrcnn, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(mrcnn, CUDA, m) {
   m.impl("roi_align", TORCH_BOX(&roi_align_cuda));
   m.impl("roi_align_backward", TORCH_BOX(&roi_align_backward_cuda));
+  m.impl("roi_align_backward_atomic", TORCH_BOX(&roi_align_backward_atomic));
 }
 #endif
 

@@ -67,6 +67,12 @@ HOST_DEVICE_CALL AxisGeometry<T> axis_geometry(T low, T high, T scale, int bins,
   return {start, bin, samples, bins, length};
 }
 
+// Where a sample lies; it moves one way with its index.
+template <typename T>
+HOST_DEVICE T sample_position(const AxisGeometry<T>& axis, int bin, int index) {
+  return axis.start + T(bin) * axis.bin + (T(index) + T(0.5)) * axis.bin / T(axis.samples);
+}
+
 // The two neighbouring pixels that a sample mixes.
 template <typename T>
 struct Sample {
@@ -77,7 +83,7 @@ struct Sample {
 // False where the sample lies more than a pixel outside of the map (or nowhere: NaN): it counts as zero.
 template <typename T>
 HOST_DEVICE bool sample_at(const AxisGeometry<T>& axis, int bin, int index, Sample<T>& sample) {
-  T position = axis.start + T(bin) * axis.bin + (T(index) + T(0.5)) * axis.bin / T(axis.samples);
+  T position = sample_position(axis, bin, index);
   if (!(position >= T(-1) && position <= T(axis.length))) return false;
   if (position < T(0)) position = T(0);
   const int low = static_cast<int>(position);
@@ -90,29 +96,39 @@ HOST_DEVICE bool sample_at(const AxisGeometry<T>& axis, int bin, int index, Samp
   return true;
 }
 
-// The samples [first, last) of a bin that may lie on the map. Saves walking through the millions of samples of a box
-// that is far larger than its map; elsewhere it is all of them.
+// The samples [first, last) of a bin.
 struct SampleRange {
   int first, last;
 };
 
+// Those that lie from `low` to `high`, found by bisection. Saves walking through the millions of samples of a box that
+// is far larger than its map; where there are few it is all of them.
 template <typename T>
-HOST_DEVICE_CALL SampleRange sample_range(const AxisGeometry<T>& axis, int bin) {
+HOST_DEVICE SampleRange samples_between(const AxisGeometry<T>& axis, int bin, int low, int high) {
   constexpr int few = 64;
   if (axis.samples <= few) return {0, axis.samples};
-  const double origin = double(axis.start) + bin * double(axis.bin), step = double(axis.bin) / axis.samples;
-  double first = (-1 - origin) / step, last = (axis.length - origin) / step;
-  if (first > last) {
-    const double swap = first;
-    first = last;
-    last = swap;
+  const bool rises = axis.bin > T(0);
+  int ends[2];
+  for (int side = 0; side < 2; ++side) {
+    // Samples [0, begin) lie before this side's end, and those from `end` on do not.
+    int begin = 0, end = axis.samples;
+    while (begin < end) {
+      const int middle = begin + (end - begin) / 2;
+      const T position = sample_position(axis, bin, middle);
+      const bool before = rises ? (side == 0 ? position < T(low) : position <= T(high))
+                                : (side == 0 ? position > T(high) : position >= T(low));
+      begin = before ? middle + 1 : begin;
+      end = before ? end : middle;
+    }
+    ends[side] = begin;
   }
-  if (!(last - first < 1e18)) return {0, 0};  // no step, or not finite
-  // Positions are computed in T, whose rounding moves them by a few parts in 1e7.
-  const double slack = 2 + 1e-6 * axis.samples;
-  first = first - slack > 0 ? first - slack : 0;
-  last = last + slack < axis.samples ? last + slack : axis.samples;
-  return first < last ? SampleRange{static_cast<int>(first), static_cast<int>(last)} : SampleRange{0, 0};
+  return {ends[0], ends[1]};
+}
+
+// Those that lie on the map.
+template <typename T>
+HOST_DEVICE SampleRange sample_range(const AxisGeometry<T>& axis, int bin) {
+  return samples_between(axis, bin, -1, axis.length);
 }
 
 // A position along an axis and its share.
@@ -162,8 +178,8 @@ HOST_DEVICE_CALL int merged_taps(const AxisGeometry<T>& axis, int bin, Tap<T>* t
 
 // The weight of one pixel in one bin: merged_taps seen from the pixel.
 template <typename T>
-HOST_DEVICE_CALL T pixel_weight(const AxisGeometry<T>& axis, int bin, int pixel) {
-  const SampleRange range = sample_range(axis, bin);
+HOST_DEVICE T pixel_weight(const AxisGeometry<T>& axis, int bin, int pixel) {
+  const SampleRange range = samples_between(axis, bin, pixel - 1, pixel + 1);
   T weight = T(0);
   for (int i = range.first; i < range.last; ++i) {
     Sample<T> sample;
@@ -191,7 +207,13 @@ inline int64_t packed_channels(ElementType type) {
 }
 const char* launch_roi_align(ElementType type, const FeatureMaps& maps, const Pooling& pooling, const void* regions,
                              int64_t count, void* pooled, void* stream);
+// `workspace` holds roi_align_workspace bytes and is a multiple of 16 bytes.
+int64_t roi_align_workspace(const FeatureMaps& gradients, const Pooling& pooling, int64_t count);
 const char* launch_roi_align_backward(ElementType type, const FeatureMaps& gradients, const Pooling& pooling,
-                                      const void* regions, int64_t count, const void* pooled_gradient, void* stream);
+                                      const void* regions, int64_t count, const void* pooled_gradient, void* workspace,
+                                      void* stream);
+// What others do, to compare with: adds to float32 gradients, which must be zero, in whatever order threads come.
+const char* launch_roi_align_backward_atomic(const FeatureMaps& gradients, const Pooling& pooling, const float* regions,
+                                             int64_t count, const float* pooled_gradient, void* stream);
 
 }  // namespace mrcnn
