@@ -321,8 +321,16 @@ def test_autocast_leaves_the_features_type_and_the_boxes_precision_alone():
         ({"boxes": torch.tensor([[math.nan, 0, 0, 1, 1]])}, r"roi_align: boxes\[0\] lies on image nan"),
         ({"boxes": [torch.zeros(3, 4)]}, r"roi_align: boxes must be one \[R, 4\] per image, got 1 for 2"),
         ({"boxes": [torch.zeros(3, 4), torch.zeros(3, 5)]}, r"roi_align: boxes\[1\] must be \[R, 4\], got \[3, 5\]"),
-        ({"output_size": (0, 2)}, "roi_align: output_size must be positive, got 0 x 2"),
+        ({"boxes": torch.zeros(3, 4, 5)}, r"roi_align: boxes must be \[R, 5\].*got \[3, 4, 5\]"),
+        ({"input": torch.zeros(0, 1, 2, 2), "boxes": torch.zeros(1, 5)}, r"boxes\[0\] lies on image 0, .* hold 0"),
+        ({"output_size": (0, 2)}, "roi_align: output_size must be positive and below 32768, got 0 x 2"),
+        ({"output_size": (3, -1)}, "roi_align: output_size must be positive and below 32768, got 3 x -1"),
+        ({"output_size": 40000}, "roi_align: output_size must be positive and below 32768, got 40000 x 40000"),
+        ({"sampling_ratio": 1 << 24}, "roi_align: sampling_ratio is too large: 16777216"),
         ({"spatial_scale": 0.0}, "roi_align: spatial_scale must be positive, got 0"),
+        ({"spatial_scale": -0.25}, "roi_align: spatial_scale must be positive, got -0.25"),
+        ({"spatial_scale": math.inf}, "roi_align: spatial_scale must be positive, got inf"),
+        ({"spatial_scale": math.nan}, "roi_align: spatial_scale must be positive, got nan"),
     ],
 )
 def test_a_wrong_argument_is_named(changes, message):
@@ -336,6 +344,14 @@ def test_a_wrong_argument_is_named(changes, message):
         ({"spatial_scales": [0.25]}, "roi_align: one spatial_scale per feature map, got 1 for 3"),
         ({"canonical_size": 0.0}, "roi_align: canonical_size must be positive, got 0"),
         (
+            {"features": [torch.zeros(2, 5, 4, 4)] * 9, "spatial_scales": [0.25] * 9},
+            "roi_align: between 1 and 8 feature maps, got 9",
+        ),
+        (
+            {"features": [torch.zeros(2, 5, 4, 4), torch.zeros(2, 5, 4), torch.zeros(2, 5, 1, 1)]},
+            r"roi_align: features\[1\] must be \[N, C, H, W\], got \[2, 5, 4\]",
+        ),
+        (
             {"features": [torch.zeros(2, 5, 4, 4), torch.zeros(2, 6, 2, 2), torch.zeros(2, 5, 1, 1)]},
             r"roi_align: features\[1\] must have the images and channels.*got \[2, 6, 2, 2\]",
         ),
@@ -343,6 +359,54 @@ def test_a_wrong_argument_is_named(changes, message):
 )
 def test_a_wrong_pyramid_is_named(changes, message):
     contract.refuses(MULTILEVEL, "adaptive", changes, message)
+
+
+def backward(**changes):
+    arguments = {"grad": torch.zeros(4, 2, 3, 3), "rois": torch.zeros(4, 5), "images": 1, "heights": [5], "widths": [6]}
+    arguments |= {"spatial_scales": [0.5], "sampling_ratio": 2, "aligned": False, "canonical_size": 224.0}
+    arguments |= {"canonical_level": 4, "channels_last": False}
+    return torch.ops.mrcnn.roi_align_backward(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad": torch.zeros(4, 2, 3)}, r"roi_align_backward: grad must be \[R, C, h, w\] .* got \[4, 2, 3\]"),
+        ({"grad": torch.zeros(4, 2, 3, 3).int()}, "roi_align_backward: grad must be .* floating point"),
+        ({"rois": torch.zeros(3, 5)}, r"roi_align_backward: grad must hold 3 regions, got \[4, 2, 3, 3\]"),
+        ({"heights": [5, 3]}, "roi_align_backward: one height and width per spatial_scale"),
+        ({"heights": [-5]}, "roi_align_backward: sizes must not be negative, got 1 images of -5 x 6"),
+        ({"images": -1}, "roi_align_backward: sizes must not be negative, got -1 images of 5 x 6"),
+        ({"rois": torch.ones(4, 5)}, r"roi_align: boxes\[0\] lies on image 1, but the features hold 1"),
+    ],
+)
+def test_a_wrong_argument_of_the_gradient_is_named(changes, message):
+    assert [map.shape for map in backward()] == [(1, 2, 5, 6)]
+    with pytest.raises(RuntimeError, match=message):
+        backward(**changes)
+
+
+@pytest.mark.gpu
+def test_boxes_and_features_on_two_devices_are_refused():
+    map, boxes = some_map(1, 3, 8, 8).float(), torch.zeros(2, 5)
+    for one, other in ((map.cuda(), boxes), (map, boxes.cuda())):
+        with pytest.raises(RuntimeError, match="roi_align: boxes must be on the device of the features"):
+            roi_align(one, other, 2)
+    with pytest.raises(RuntimeError, match=r"roi_align: features\[1\] must be on the device of features\[0\]"):
+        multilevel_roi_align([map.cuda(), map], boxes.cuda(), 2, [0.5, 0.25])
+
+
+@pytest.mark.gpu
+def test_the_atomic_gradient_that_benchmarks_compare_with_is_the_same():
+    maps = [some_map(2, 8, 40 >> level, 44 >> level, seed=level).float().cuda() for level in range(2)]
+    maps = [map.to(memory_format=torch.channels_last).requires_grad_() for map in maps]
+    boxes = some_boxes(30, 2, 0, 120).float().cuda()
+    result = multilevel_roi_align(maps, boxes, 7, [0.25, 0.125], 2)
+    weights = torch.randn_like(result)
+    sizes = ([map.shape[2] for map in maps], [map.shape[3] for map in maps])
+    added = torch.ops.mrcnn.roi_align_backward_atomic(weights, boxes, 2, *sizes, [0.25, 0.125], 2, False, 224.0, 4)
+    for grad, other in zip(torch.autograd.grad(result, maps, weights), added, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
