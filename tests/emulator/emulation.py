@@ -14,20 +14,29 @@ FLAGS += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
 ORDERS = (0, 1, 2, 3)  # of the threads: forward, backward, shuffled, eager
 
 
-def compiled(folder, flags, output):
-    """Compiles all sources with g++, .cu files too, and links them."""
-    compiler = shutil.which("g++")
-    assert compiler, "the emulator is compiled with g++, which is not there"
+def compiled(folder, flags, output, sources=SOURCES, objects=()):
+    """Compiles sources with g++, .cu files too, and links them with objects that are there already."""
+    made = objects_of(folder, flags, sources)
+    subprocess.run([_compiler(), *flags, *made, *objects, "-o", folder / output], check=True)
+    return folder / output
+
+
+def objects_of(folder, flags, sources):
+    """Compiles sources."""
 
     def one(source):
         target = folder / f"{source.name}.o"
-        subprocess.run([compiler, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
+        subprocess.run([_compiler(), *FLAGS, *flags, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(one, SOURCES))
-    subprocess.run([compiler, *flags, *objects, "-o", folder / output], check=True)
-    return folder / output
+        return list(pool.map(one, sources))
+
+
+def _compiler():
+    compiler = shutil.which("g++")
+    assert compiler, "the emulator is compiled with g++, which is not there"
+    return compiler
 
 
 def pointer(tensor):

@@ -23,6 +23,7 @@ mrcnn::FeatureMaps feature_maps(int levels, void** data, const int* heights, con
 
 extern "C" {
 
+// backward: 0 no, 1 yes, 2 with atomic additions.
 const char* roi_align(int backward, int type, int levels, void** data, const int* heights, const int* widths,
                       const double* scales, int64_t images, int64_t channels, const void* regions, int64_t count,
                       void* pooled, int pooled_height, int pooled_width, int sampling_ratio, int aligned,
@@ -32,9 +33,19 @@ const char* roi_align(int backward, int type, int levels, void** data, const int
   const mrcnn::Pooling pooling{pooled_height,  pooled_width,    sampling_ratio, aligned != 0,
                                canonical_size, canonical_level, minimum_level,  levels};
   const auto element = static_cast<mrcnn::ElementType>(type);
+  // What the first backward kernel leaves out, the second must not read.
+  std::vector<unsigned char> workspace(backward == 1 ? mrcnn::roi_align_workspace(maps, pooling, count) : 0, 0xff);
   return emulated::guarded([&] {
-    return backward != 0 ? mrcnn::launch_roi_align_backward(element, maps, pooling, regions, count, pooled, nullptr)
-                         : mrcnn::launch_roi_align(element, maps, pooling, regions, count, pooled, nullptr);
+    switch (backward) {
+      case 0:
+        return mrcnn::launch_roi_align(element, maps, pooling, regions, count, pooled, nullptr);
+      case 1:
+        return mrcnn::launch_roi_align_backward(element, maps, pooling, regions, count, pooled, workspace.data(),
+                                                nullptr);
+      default:
+        return mrcnn::launch_roi_align_backward_atomic(maps, pooling, static_cast<const float*>(regions), count,
+                                                       static_cast<const float*>(pooled), nullptr);
+    }
   });
 }
 
@@ -66,8 +77,11 @@ void run_roi_align(int type, size_t bytes, int64_t channels, int pooled_height, 
   }
   std::vector<unsigned char> pooled(count * channels * pooled_height * pooled_width * bytes);
   const void* coordinates = type == 1 ? static_cast<const void*>(wide.data()) : regions.data();
-  for (const int backward : {0, 1}) {
-    emulated::expect(backward != 0 ? "roi_align backward" : "roi_align",
+  for (const int backward : {0, 1, 2}) {
+    if (backward == 2 && type != 0) continue;
+    emulated::expect(backward == 0   ? "roi_align"
+                     : backward == 1 ? "roi_align backward"
+                                     : "roi_align backward, atomic",
                      roi_align(backward, type, 3, data, heights, widths, scales, images, channels, coordinates, count,
                                pooled.data(), pooled_height, pooled_width, sampling_ratio, aligned, 60, 3));
   }

@@ -1,15 +1,17 @@
 import ctypes
 import math
+import shutil
 
 import pytest
 import torch
 
 from mrcnn_cli.ops import multilevel_roi_align
-from tests.emulator.emulation import ORDERS, array, pointer
+from tests.emulator.emulation import FOLDER, ORDERS, ROOT, array, compiled, objects_of, pointer
 
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 SCALES = [1 / 4, 1 / 8, 1 / 16]
 SIZES = [(24, 29), (12, 15), (6, 8)]
+ATOMIC = 2  # the gradient that benchmarks compare with
 CANONICAL = {"canonical_size": 50.0, "canonical_level": 3}
 
 
@@ -91,6 +93,11 @@ def test_roi_align_equals_the_cpu(emulated, dtype, channels, size, ratio, aligne
     assert run_roi_align(emulated, gathered, rois, weights, ratio, aligned, backward=True) is None
     for result, wanted in zip(gathered, grads, strict=True):
         torch.testing.assert_close(result, wanted, rtol=rounding, atol=max(1e-12, 16 * rounding))
+    if dtype == torch.float32:
+        added = [torch.zeros_like(map) for map in maps]
+        assert run_roi_align(emulated, added, rois, weights, ratio, aligned, backward=ATOMIC) is None
+        for result, wanted in zip(added, grads, strict=True):
+            torch.testing.assert_close(result, wanted, rtol=rounding, atol=16 * rounding)
 
 
 def test_more_regions_than_one_round_of_a_block_are_gathered_in_their_order(emulated):
@@ -146,3 +153,72 @@ def test_the_emulated_half_precision_rounds_as_pytorch_does(emulated, dtype):
     same = pooled.reshape(-1, 8) == expected
     assert bool((same | expected.isnan()).all())
     assert torch.equal(pooled.reshape(-1, 8).isnan(), expected.isnan())
+
+
+def crowded(dtype=torch.float32):
+    """A call whose tiles are reached by more regions than one group of weights holds, and what it must give."""
+    maps = [map.requires_grad_() for map in a_pyramid(8, dtype)]
+    rois = some_rois(60, dtype)
+    expected = multilevel_roi_align(maps, rois, (3, 2), SCALES, 2, **CANONICAL)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    weights = weights.contiguous(memory_format=torch.channels_last)
+    return rois, [map.detach() for map in maps], expected, weights, torch.autograd.grad(expected, maps, weights)
+
+
+def is_right(library, call, order):
+    """Whether the kernels give what the CPU gives and the emulator has no complaint."""
+    library.set_order(order, 5)
+    rois, maps, expected, weights, grads = call
+    pooled, gathered = torch.full_like(expected, math.nan), [torch.full_like(map, math.nan) for map in maps]
+    for failure in (
+        run_roi_align(library, maps, rois, pooled, 2, False, backward=False),
+        run_roi_align(library, gathered, rois, weights, 2, False, backward=True),
+    ):
+        if failure is not None:
+            assert failure.startswith(b"emulator:") or b"mask" in failure
+            return False
+    pairs = [(pooled, expected), *zip(gathered, grads, strict=True)]
+    return all(torch.allclose(result, wanted, rtol=1e-5, atol=1e-5) for result, wanted in pairs)
+
+
+# Each of these is a mistake that a hand could make: text of a kernel and what takes its place.
+BARRIER = "__syncthreads();"
+FAULTS = {
+    "no barrier before the weights' geometry is read": ("roi_align_device.h", BARRIER, 0, ""),
+    "no barrier before the taps are read": ("roi_align_device.h", BARRIER, 1, ""),
+    "no barrier before the counts of warps are read": ("roi_align_cuda.cu", BARRIER, 0, ""),
+    "no barrier before the found regions are read": ("roi_align_cuda.cu", BARRIER, 1, ""),
+    "no barrier before the weights are read": ("roi_align_cuda.cu", BARRIER, 2, ""),
+    "no barrier before the weights are overwritten": ("roi_align_cuda.cu", BARRIER, 3, ""),
+    "a mask without the last lane": ("roi_align_cuda.cu", "kAllLanes = 0xffffffffu", 0, "kAllLanes = 0x7fffffffu"),
+    "a tile one pixel too narrow": ("roi_align_cuda.cu", "first_x, kTileWidth)", 0, "first_x + 3, 1)"),
+    "a band one pixel too low": ("roi_align_cuda.cu", "kTileHeight, kTileHeight);", 0, "kTileHeight + 3, 1);"),
+    "too few bins": ("roi_align_cuda.cu", "bins_over(region.rows, first_y, kTileHeight)", 0, "{0, 1}"),
+}
+
+
+@pytest.fixture(scope="module")
+def without_faults(tmp_path_factory):
+    """What the faulty kernels are linked with."""
+    sources = [FOLDER / "roi_align.cpp", FOLDER / "sanitized.cpp", FOLDER / "faults.cu"]
+    sources.append(ROOT / "csrc" / "roi_align" / "roi_align_atomic_cuda.cu")
+    return objects_of(tmp_path_factory.mktemp("without_faults"), ["-shared"], sources)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+def test_a_fault_planted_in_the_kernels_is_found(tmp_path, without_faults, fault):
+    for file in ("portable.h", "cuda_launch.h", "roi_align"):
+        source = ROOT / "csrc" / file
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / file)
+    if fault is not None:
+        file, text, place, instead = FAULTS[fault]
+        parts = (tmp_path / "roi_align" / file).read_text().split(text)
+        assert len(parts) > place + 1, f"{file} has changed: there is no such text any more"
+        parts[place : place + 2] = [parts[place] + instead + parts[place + 1]]
+        (tmp_path / "roi_align" / file).write_text(text.join(parts))
+    kernels = [tmp_path / "roi_align" / "roi_align_cuda.cu"]
+    library = ctypes.CDLL(str(compiled(tmp_path, ["-shared"], "faulty.so", kernels, without_faults)))
+    call = crowded()
+    found = [not is_right(library, call, order) for order in ORDERS]
+    assert any(found) if fault is not None else not any(found)
