@@ -1,6 +1,7 @@
 """roi_align and multilevel_roi_align: checked on small maps, raced on a pyramid of 800 x 1344 pixels."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -78,27 +79,74 @@ def races(device: torch.device) -> Iterator[Race]:
             yield _race(ours, peers, [mine], [theirs], 7, f"spread, {layout}", backward=backward)
 
 
+@dataclass(frozen=True)
+class _Course:
+    """What a race over the pyramid varies."""
+
+    layout: str = "NHWC"
+    boxes: str = "clustered"
+    size: int = 7
+    ratio: int = 2
+    dtype: torch.dtype = torch.float32
+
+
 def multilevel_races(device: torch.device) -> Iterator[Race]:
-    """Four levels, against torchvision's pooler on contiguous maps, on which it is fastest."""
-    vision = torchvision()
-    layouts = (("NHWC", torch.channels_last), ("NCHW", torch.contiguous_format))
-    for layout, form in layouts:
-        for name, boxes in (("clustered", clustered_boxes(REGIONS)), ("spread", spread_boxes(REGIONS))):
-            if layout == "NCHW" and name == "spread":
-                continue
+    """Four levels, against torchvision's pooler on contiguous float32 maps, on which it is fastest."""
+    sizes = [
+        _Course(layout, boxes, size)
+        for layout in ("NHWC", "NCHW")
+        for boxes in ("clustered", "spread")
+        for size in (7, 14)
+    ]
+    for course in (*sizes, _Course(ratio=0), _Course(dtype=torch.bfloat16)):
+        for backward in (False, True):
+            yield _multilevel_race(course, device, backward=backward)
+    if device.type == "cuda":
+        for boxes in ("clustered", "spread"):
             for size in (7, 14):
-                for backward in (False, True):
-                    maps = pyramid(CHANNELS, device)
-                    mine = [map.to(memory_format=form).requires_grad_(backward) for map in maps]
-                    theirs = [map.requires_grad_(backward) for map in maps]
-                    cut = boxes.to(device)
-                    ours = partial(multilevel_roi_align, mine, [cut], size, SCALES, 2)
-                    peers: dict[str, Work] = {}
-                    if vision:
-                        pooler = vision.ops.MultiScaleRoIAlign([str(level) for level in range(len(maps))], size, 2)
-                        named = {str(level): map for level, map in enumerate(theirs)}
-                        peers["torchvision"] = partial(pooler, named, [cut], [IMAGE])
-                    yield _race(ours, peers, mine, theirs, size, f"{name}, {layout}", backward=backward)
+                yield _race_with_atomics(_Course(boxes=boxes, size=size), device)
+
+
+def _multilevel_race(course: _Course, device: torch.device, *, backward: bool) -> Race:
+    maps, boxes = _pyramid(course, device), _boxes(course, device)
+    mine = [map.requires_grad_(backward) for map in maps]
+    theirs = [map.detach().float().contiguous().requires_grad_(backward) for map in maps]
+    ours = partial(multilevel_roi_align, mine, [boxes], course.size, SCALES, course.ratio)
+    peers: dict[str, Work] = {}
+    if vision := torchvision():
+        pooler = vision.ops.MultiScaleRoIAlign([str(level) for level in range(len(maps))], course.size, course.ratio)
+        peers["torchvision"] = partial(pooler, {str(level): map for level, map in enumerate(theirs)}, [boxes], [IMAGE])
+    name = f"{course.boxes}, {course.layout}"
+    name += "" if course.ratio else ", adaptive"
+    name += "" if course.dtype == torch.float32 else f", {str(course.dtype).removeprefix('torch.')}"
+    return _race(ours, peers, mine, theirs, course.size, name, backward=backward)
+
+
+def _race_with_atomics(course: _Course, device: torch.device) -> Race:
+    """Our gradient, the same bits every time, against one with atomic additions: what does that cost?"""
+    maps, boxes = _pyramid(course, device), _boxes(course, device)
+    rois = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], 1)
+    grad = torch.randn(REGIONS, CHANNELS, course.size, course.size, device=device)
+    grad = grad.to(memory_format=torch.channels_last)
+    sizes = ([map.shape[2] for map in maps], [map.shape[3] for map in maps])
+    arguments = (grad, rois, 1, *sizes, SCALES, course.ratio, False, 224.0, 4)
+    operators = torch.ops.mrcnn
+    return Race(
+        f"gradient {course.size}x{course.size}, {REGIONS} {course.boxes}, NHWC",
+        partial(operators.roi_align_backward, *arguments, True),
+        {"atomic": partial(operators.roi_align_backward_atomic, *arguments)},
+        1e-4,
+        bytes=grad.nbytes + sum(map.nbytes for map in maps),
+    )
+
+
+def _pyramid(course: _Course, device: torch.device) -> list[Tensor]:
+    form = torch.channels_last if course.layout == "NHWC" else torch.contiguous_format
+    return [map.to(course.dtype, memory_format=form) for map in pyramid(CHANNELS, device)]
+
+
+def _boxes(course: _Course, device: torch.device) -> Tensor:
+    return (clustered_boxes if course.boxes == "clustered" else spread_boxes)(REGIONS).to(device)
 
 
 def _race(
@@ -111,15 +159,15 @@ def _race(
     *,
     backward: bool,
 ) -> Race:
-    pooled = REGIONS * CHANNELS * size**2 * 4
-    moved = pooled
+    moved = REGIONS * CHANNELS * size**2 * mine[0].element_size()
     if backward:
-        moved += sum(map.numel() for map in mine) * 4  # every gradient is written
+        moved += sum(map.nbytes for map in mine)  # every gradient is written
         ours = gradient_of(ours, mine)
         peers = {peer: gradient_of(work, theirs) for peer, work in peers.items()}
     direction = "backward" if backward else "forward"
-    # of a pixel's gradient, which sums over dozens of bins
-    return Race(f"{direction} {size}x{size}, {REGIONS} {case}", ours, peers, 1e-4, bytes=moved)
+    # float32: of a pixel's gradient, which sums over dozens of bins
+    tolerance = 1e-4 if mine[0].dtype == torch.float32 else 1e-2
+    return Race(f"{direction} {size}x{size}, {REGIONS} {case}", ours, peers, tolerance, bytes=moved)
 
 
 def _plain_roi_align(x: Tensor, rois: Tensor, size: int, scale: float, ratio: int) -> Tensor:
