@@ -8,6 +8,7 @@ Environment:
     MRCNN_CUDA        auto (default: CUDA if a toolkit is found), 1 (a missing toolkit is an error) or 0 (CPU only)
     MRCNN_CUDA_ARCHS  compute capabilities, for example "80 90"; code for the last one is also kept as PTX
     MRCNN_WERROR      1 turns warnings of our own code into errors
+    MRCNN_SANITIZE    1 builds the CPU kernels with AddressSanitizer and UndefinedBehaviorSanitizer, for tests
     MAX_JOBS          the number of compilers at a time
 """
 
@@ -97,6 +98,11 @@ CUDA_ARCHS = supported(CUDA_ROOT, architectures()) if CUDA_ROOT else []
 # loops ask for fused multiply-adds by name.
 CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0", "-Wall", "-Wextra"]
 CXX_FLAGS += ["-Werror"] if STRICT else []
+# Python, which loads the library, brings the sanitizers' own code along: LD_PRELOAD, see tests/ops/test_fuzz.py.
+SANITIZE = os.environ.get("MRCNN_SANITIZE") == "1"
+if SANITIZE:
+    CXX_FLAGS += ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=undefined"]
+    CXX_FLAGS += ["-fno-omit-frame-pointer", "-O1"]
 NVCC_FLAGS = [
     "-O3",
     "-std=c++17",
@@ -130,7 +136,7 @@ def operators() -> Extension:
         sources("*/*.cpp"),
         define_macros=macros,
         extra_compile_args={"cxx": CXX_FLAGS + headers(include_paths())},
-        extra_link_args=[*link, "-Wl,--exclude-libs,ALL", "-Wl,-s"],
+        extra_link_args=[*link, "-Wl,--exclude-libs,ALL", "-fsanitize=address,undefined" if SANITIZE else "-Wl,-s"],
     )
 
 

@@ -1,5 +1,5 @@
 #pragma once
-// What the operators that pool one feature map at boxes have in common on the host: checks, memory formats, and the
+// What the operators that pool feature maps at boxes have in common on the host: checks, memory formats, and the
 // regions of each image.
 #include <cmath>
 #include <cstdint>
@@ -37,7 +37,8 @@ inline Tensor comparable_rois(const Tensor& rois, ScalarType map) {
   return converted(rois, map == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
 }
 
-// A map is taken as it lies in memory; one that is both (one channel, one pixel) counts as contiguous.
+// Maps are taken as they lie in memory: all channels last, or all contiguous; what differs from the first is copied. A
+// map that is both (one channel, one pixel) counts as contiguous.
 inline bool prefers_channels_last(const Tensor& map) {
   return is_channels_last(map) && !map.is_contiguous();
 }

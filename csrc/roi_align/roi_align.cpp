@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "../common.h"
+#include "../regions.h"
 #include "channels_last.h"
 #include "contiguous.h"
 #include "plan.h"
@@ -42,14 +43,6 @@ Pooling checked_pooling(int64_t height, int64_t width, int64_t sampling_ratio, b
           static_cast<int>(scales.size())};
 }
 
-void check_rois(const Tensor& rois, const Tensor& features) {
-  check(rois.dim() == 2 && rois.size(1) == 5, "roi_align: boxes must be [R, 5] with the image index first, got ",
-        ShapeOf{rois});
-  check(is_floating(rois.scalar_type()), "roi_align: boxes must be floating point, got ", rois.scalar_type());
-  check(rois.is_cuda() == features.is_cuda() && rois.get_device_index() == features.get_device_index(),
-        "roi_align: boxes must be on the device of the features");
-}
-
 void check_features(const std::vector<Tensor>& features, const std::vector<double>& scales) {
   check(features.size() == scales.size(), "roi_align: one spatial_scale per feature map, got ", scales.size(), " for ",
         features.size(), " maps");
@@ -67,29 +60,6 @@ void check_features(const std::vector<Tensor>& features, const std::vector<doubl
   }
   check(is_floating(features[0].scalar_type()), "roi_align: features must be floating point, got ",
         features[0].scalar_type());
-}
-
-// Box coordinates are computed in float32, or in float64 for float64 maps: half precision would move boxes by pixels.
-Tensor comparable_rois(const Tensor& rois, ScalarType features) {
-  return converted(rois, features == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-}
-
-// Maps are taken as they lie in memory: all channels last, or all contiguous; what differs from the first is copied.
-bool prefers_channels_last(const Tensor& map) {
-  return is_channels_last(map) && !map.is_contiguous();
-}
-
-Tensor in_format(const Tensor& map, bool channels_last) {
-  if (channels_last ? is_channels_last(map) : map.is_contiguous()) return map;
-  return torch::stable::contiguous(map, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
-Tensor allocated(const Tensor& like, int64_t n, int64_t channels, int64_t height, int64_t width, bool channels_last) {
-  const int64_t sizes[] = {n, channels, height, width};
-  Tensor tensor = torch::stable::empty({sizes, 4}, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  prefer_huge_pages(tensor);
-  return tensor;
 }
 
 FeatureMaps described(const std::vector<Tensor>& maps, const std::vector<double>& scales) {
@@ -129,10 +99,11 @@ Tensor roi_align_cpu(const std::vector<Tensor>& features, const Tensor& rois, co
                      int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, double canonical_size,
                      int64_t canonical_level) {
   check_features(features, scales);
-  check_rois(rois, features[0]);
+  check_rois("roi_align", rois, features[0]);
   const Call call = forward_call(features, rois, scales, height, width, sampling_ratio, aligned, canonical_size,
                                  canonical_level, prefers_channels_last(features[0]));
-  Tensor pooled = allocated(features[0], rois.size(0), call.described.channels, height, width, call.channels_last);
+  Tensor pooled = allocated(features[0], features[0].scalar_type(), rois.size(0), call.described.channels, height,
+                            width, call.channels_last);
   THO_DISPATCH_V2(features[0].scalar_type(), "roi_align", AT_WRAP([&] {
                     using A = accumulator_t<scalar_t>;
                     const auto order =
@@ -155,7 +126,7 @@ Call backward_call(const Tensor& gradient, const Tensor& rois, int64_t images, c
                    bool aligned, double canonical_size, int64_t canonical_level, bool channels_last) {
   check(gradient.dim() == 4 && is_floating(gradient.scalar_type()),
         "roi_align_backward: grad must be [R, C, h, w] and floating point, got ", ShapeOf{gradient});
-  check_rois(rois, gradient);
+  check_rois("roi_align", rois, gradient);
   check(rois.size(0) == gradient.size(0), "roi_align_backward: grad must hold ", rois.size(0), " regions, got ",
         ShapeOf{gradient});
   check(heights.size() == scales.size() && widths.size() == scales.size(),
@@ -166,7 +137,8 @@ Call backward_call(const Tensor& gradient, const Tensor& rois, int64_t images, c
   for (size_t i = 0; i < scales.size(); ++i) {
     check(images >= 0 && heights[i] >= 0 && widths[i] >= 0, "roi_align_backward: sizes must not be negative, got ",
           images, " images of ", heights[i], " x ", widths[i]);
-    maps.push_back(allocated(gradient, images, gradient.size(1), heights[i], widths[i], channels_last));
+    maps.push_back(
+        allocated(gradient, gradient.scalar_type(), images, gradient.size(1), heights[i], widths[i], channels_last));
   }
   return {pooling, channels_last, comparable_rois(rois, gradient.scalar_type()), maps, described(maps, scales)};
 }
@@ -196,19 +168,6 @@ std::vector<Tensor> roi_align_backward_cpu(const Tensor& gradient, const Tensor&
 // ---- CUDA
 
 #ifdef MRCNN_CUDA
-ElementType element_type(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return ElementType::kDouble;
-    case ScalarType::Half:
-      return ElementType::kHalf;
-    case ScalarType::BFloat16:
-      return ElementType::kBFloat16;
-    default:
-      return ElementType::kFloat;
-  }
-}
-
 // The type the kernels compute with: half precision moves in packets of eight channels, other numbers of them go
 // through float32.
 ScalarType kernel_type(ScalarType type, int64_t channels) {
@@ -231,14 +190,14 @@ Tensor roi_align_cuda(const std::vector<Tensor>& features, const Tensor& rois, c
                       int64_t height, int64_t width, int64_t sampling_ratio, bool aligned, double canonical_size,
                       int64_t canonical_level) {
   check_features(features, scales);
-  check_rois(rois, features[0]);
+  check_rois("roi_align", rois, features[0]);
   const torch::stable::accelerator::DeviceGuard guard(features[0].get_device_index());
   const ScalarType type = features[0].scalar_type(), computed = kernel_type(type, features[0].size(1));
   std::vector<Tensor> maps;
   for (const Tensor& map : features) maps.push_back(for_kernel(map, computed));
   const Call call =
       forward_call(maps, rois, scales, height, width, sampling_ratio, aligned, canonical_size, canonical_level, true);
-  Tensor pooled = allocated(maps[0], rois.size(0), call.described.channels, height, width, true);
+  Tensor pooled = allocated(maps[0], computed, rois.size(0), call.described.channels, height, width, true);
   if (pooled.numel() > 0) {
     check_launch("roi_align",
                  launch_roi_align(element_type(computed), call.described, call.pooling, call.rois.const_data_ptr(),

@@ -390,7 +390,7 @@ def test_a_wrong_argument_of_the_gradient_is_named(changes, message):
 def test_boxes_and_features_on_two_devices_are_refused():
     map, boxes = some_map(1, 3, 8, 8).float(), torch.zeros(2, 5)
     for one, other in ((map.cuda(), boxes), (map, boxes.cuda())):
-        with pytest.raises(RuntimeError, match="roi_align: boxes must be on the device of the features"):
+        with pytest.raises(RuntimeError, match="roi_align: boxes must be on the device of the input"):
             roi_align(one, other, 2)
     with pytest.raises(RuntimeError, match=r"roi_align: features\[1\] must be on the device of features\[0\]"):
         multilevel_roi_align([map.cuda(), map], boxes.cuda(), 2, [0.5, 0.25])
