@@ -195,6 +195,8 @@ def test_any_strides_are_taken():
         (SINGLE, {"boxes": torch.zeros(9, 4).int()}, "nms: boxes must be floating point, got Int"),
         (SINGLE, {"scores": torch.zeros(8)}, r"nms: scores must be \[9\], got \[8\]"),
         (SINGLE, {"scores": torch.zeros(9, 1)}, r"nms: scores must be \[9\], got \[9, 1\]"),
+        (SINGLE, {"scores": torch.zeros(9).int()}, "nms: scores must be floating point, got Int"),
+        (SINGLE, {"scores": torch.zeros(9, device="meta")}, "nms: scores must be on the device of boxes"),
         (SINGLE, {"iou_threshold": math.nan}, "nms: iou_threshold must be a number, got NaN"),
     ],
 )
@@ -211,6 +213,78 @@ def test_wrong_groups_are_named():
         nms_sorted(torch.zeros(3, 4), 0.5, torch.zeros(2).long())
     with pytest.raises(RuntimeError, match="nms: groups must be int64, got Int"):
         nms_sorted(torch.zeros(3, 4), 0.5, torch.zeros(3).int())
+
+
+def crowds(name, count):
+    """Boxes for the grid that finds neighbours a few hundred boxes on: what makes its cells useless, or its bounds tight."""
+    random = torch.Generator().manual_seed(len(name))
+    boxes = some_boxes(count, clusters=count // 40)
+    size = boxes[:, 2:] - boxes[:, :2]
+    if name == "far out":
+        boxes = boxes + torch.randint(-3, 4, (count, 2), generator=random).repeat(1, 2) * 1e6
+    elif name == "thin":
+        stretch = torch.exp(torch.randn(count, 1, generator=random) * 3)
+        boxes[:, 2:] = boxes[:, :2] + torch.cat([size[:, :1] * stretch, size[:, 1:] / stretch], 1)
+    elif name == "of all sizes":
+        boxes = boxes * 2.0 ** torch.randint(-40, 40, (count, 1), generator=random)
+    elif name == "in one place":
+        boxes = boxes[:1] + torch.randn(count, 4, generator=random) * size[:1].repeat(1, 2) * 0.1
+    elif name == "on whole pixels":
+        boxes = boxes.round()
+    elif name == "odd":
+        odd = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, 0.0, -50.0]).double()
+        where = torch.rand(count, 4, generator=random) < 0.1
+        boxes = torch.where(where, odd[torch.randint(0, 8, (count, 4), generator=random)], boxes)
+    return boxes
+
+
+@pytest.mark.parametrize("name", ["far out", "thin", "of all sizes", "in one place", "on whole pixels", "odd"])
+@pytest.mark.parametrize(
+    ("dtype", "threshold"),
+    [(torch.float32, 0.45), (torch.float32, 0.5), (torch.float32, 0.8), (torch.float32, 1.0), (torch.float64, 0.6)],
+)
+def test_the_grid_keeps_what_comparing_all_keeps(name, dtype, threshold):
+    count = 2500
+    boxes, scores = crowds(name, count).to(dtype), some_scores(count, distinct=500).to(dtype)
+    # each box against all better ones at once, in the type of the boxes and with the operations of torchvision
+    order = scores.sort(descending=True, stable=True).indices
+    low, high = boxes[order, None, :2].maximum(boxes[order, :2]), boxes[order, None, 2:].minimum(boxes[order, 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    area = (boxes[order, 2:] - boxes[order, :2]).prod(-1)
+    suppresses = ((overlap / (area[:, None] + area - overlap)).double() > threshold).numpy()
+    gone = torch.zeros(count, dtype=torch.bool).numpy()
+    for i in range(count):
+        if not gone[i]:
+            gone[i + 1 :] |= suppresses[i, i + 1 :]
+    assert torch.equal(nms(boxes, scores, threshold), order[~torch.from_numpy(gone)])
+
+
+@pytest.mark.parametrize("groups", [[0, 1], [0, 2**62], [-(2**63), 2**63 - 1], [-5, 100_000]])
+def test_groups_of_any_number_are_told_apart(groups):
+    boxes, scores = some_boxes(500).float(), some_scores(500, distinct=40).float()
+    which = torch.arange(500) % len(groups)
+    kept = batched_nms(boxes, scores, torch.tensor(groups)[which], 0.5)
+    assert torch.equal(kept, batched_nms(boxes, scores, which, 0.5))
+    assert torch.equal(kept, reference.batched_nms(boxes, scores, which, 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [40, 1000, 5000])
+def test_the_order_is_that_of_a_stable_sort(count, dtype):
+    random = torch.Generator().manual_seed(count)
+    odd = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-40, -1e-40, 1.0], dtype=dtype)
+    scores = torch.where(
+        torch.rand(count, generator=random) < 0.3,
+        odd[torch.randint(0, 8, (count,), generator=random)],
+        torch.randn(count, generator=random, dtype=dtype),
+    )
+    apart = torch.arange(count, dtype=dtype)[:, None] * 10 + torch.tensor([0, 0, 5, 5], dtype=dtype)
+    assert torch.equal(nms(apart, scores, 0.5), scores.sort(descending=True, stable=True).indices)
+
+
+def test_a_threshold_below_zero_leaves_one_box_of_those_with_an_area():
+    boxes, scores = some_boxes(30).float(), some_scores(30).float()
+    assert nms(boxes, scores, -0.5).tolist() == [int(scores.argmax())]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7, 0.95])
