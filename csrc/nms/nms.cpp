@@ -155,8 +155,8 @@ Tensor nms_cuda(const Tensor& boxes, const std::optional<Tensor>& groups, double
   if (n == 0) return keep;
   const std::optional<Tensor> ids = groups ? std::make_optional(torch::stable::contiguous(*groups)) : std::nullopt;
   const int64_t* id = ids ? ids->const_data_ptr<int64_t>() : nullptr;
-  Tensor mask = torch::stable::new_empty(dense, {nms_mask_words(n)}, ScalarType::Long);
-  auto* words = reinterpret_cast<uint64_t*>(mask.mutable_data_ptr<int64_t>());
+  Tensor scratch = torch::stable::new_empty(dense, {nms_scratch_words(n)}, ScalarType::Long);
+  auto* words = reinterpret_cast<uint64_t*>(scratch.mutable_data_ptr<int64_t>());
   THO_DISPATCH_V2(dense.scalar_type(), "nms", AT_WRAP([&] {
                     check_launch("nms", launch_nms<scalar_t>(dense.const_data_ptr<scalar_t>(), id, n,
                                                              threshold_in<scalar_t>(iou_threshold), words,

@@ -1,5 +1,6 @@
 // Non-maximum suppression on the device, without a word to the host: every pair of boxes is compared in parallel into a
-// bit mask, then one block walks through the mask in order of the scores.
+// bit mask, then one block walks through the mask in order of the scores. Where the mask would take more memory than it
+// may, both are done for some rows of it after the other, and what has been suppressed by then is not compared again.
 #include "../cuda_launch.h"
 #include "nms.h"
 
@@ -12,12 +13,13 @@ namespace {
 //   block    +------+------+------+     One thread = one box of the row block; it writes one word: bit j is set if it
 //            |      |  \ . |   .  |     overlaps box j of the column block too much, j after it and of its group.
 //            +------+------+------+
-//            |      |      |  \ . |
+//            |      |      |  \ . |     The rows begin at `first`, a row block; columns left of it are done with.
 //            +------+------+------+
 template <typename T>
 __global__ void compare_boxes(const T* __restrict__ boxes, const int64_t* __restrict__ groups, int64_t n, T threshold,
+                              int64_t first, const uint64_t* __restrict__ removed, int64_t blocks,
                               uint64_t* __restrict__ mask) {
-  const int64_t row_block = blockIdx.y, column_block = blockIdx.x;
+  const int64_t row_block = first + blockIdx.y, column_block = first + blockIdx.x;
   if (row_block > column_block) return;
   __shared__ T others[kNmsBlock * 4];
   __shared__ int64_t other_groups[kNmsBlock];
@@ -31,30 +33,36 @@ __global__ void compare_boxes(const T* __restrict__ boxes, const int64_t* __rest
   __syncthreads();
   const int64_t row = first_row + thread;
   if (row >= n) return;
-  const T box[4] = {boxes[4 * row], boxes[4 * row + 1], boxes[4 * row + 2], boxes[4 * row + 3]};
-  const int64_t group = groups == nullptr ? 0 : groups[row];
   uint64_t word = 0;
-  for (int j = row_block == column_block ? thread + 1 : 0; j < columns; ++j) {
-    if (group == other_groups[j] && overlaps(box, others + 4 * j, threshold)) word |= uint64_t{1} << j;
+  // Before the first rows are decided upon, nothing has been removed - nor have the words been cleared.
+  if (first == 0 || (removed[row_block] >> thread & 1) == 0) {
+    const T box[4] = {boxes[4 * row], boxes[4 * row + 1], boxes[4 * row + 2], boxes[4 * row + 3]};
+    const int64_t group = groups == nullptr ? 0 : groups[row];
+    for (int j = row_block == column_block ? thread + 1 : 0; j < columns; ++j) {
+      if (group == other_groups[j] && overlaps(box, others + 4 * j, threshold)) word |= uint64_t{1} << j;
+    }
   }
-  mask[row * gridDim.x + column_block] = word;
+  mask[(row - first * kNmsBlock) * blocks + column_block] = word;
 }
 
-// One block for the whole call. Blocks of 64 boxes in turn: warp 0 decides which of them stay - a box does unless one
+// One block for the whole pass. Blocks of 64 boxes in turn: warp 0 decides which of them stay - a box does unless one
 // that stays has set its bit - and then all threads, one word each, mark what the new ones suppress further down.
-__global__ void decide(const uint64_t* __restrict__ mask, int64_t n, int64_t blocks, bool* __restrict__ keep) {
-  auto* removed = static_cast<uint64_t*>(dynamic_shared());  // [blocks]
+__global__ void decide(const uint64_t* __restrict__ mask, int64_t n, int64_t first, int64_t last, int64_t blocks,
+                       uint64_t* removed, bool* __restrict__ keep) {
   __shared__ uint64_t kept;
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  for (int64_t j = thread; j < blocks; j += threads) removed[j] = 0;
-  __syncthreads();
-  for (int64_t block = 0; block < blocks; ++block) {
-    const int64_t first = block * kNmsBlock;
-    const int count = static_cast<int>(n - first < kNmsBlock ? n - first : kNmsBlock);
+  if (first == 0) {
+    for (int64_t j = thread; j < blocks; j += threads) removed[j] = 0;
+    __syncthreads();
+  }
+  for (int64_t block = first; block < last; ++block) {
+    const int64_t first_box = block * kNmsBlock;
+    const uint64_t* rows = mask + (block - first) * kNmsBlock * blocks;
+    const int count = static_cast<int>(n - first_box < kNmsBlock ? n - first_box : kNmsBlock);
     if (thread < 32) {
       // Each lane holds the words of two boxes on the diagonal; they are handed round in order.
-      const uint64_t low = thread < count ? mask[(first + thread) * blocks + block] : 0;
-      const uint64_t high = thread + 32 < count ? mask[(first + thread + 32) * blocks + block] : 0;
+      const uint64_t low = thread < count ? rows[thread * blocks + block] : 0;
+      const uint64_t high = thread + 32 < count ? rows[(thread + 32) * blocks + block] : 0;
       uint64_t gone = removed[block], staying = 0;
       for (int i = 0; i < count; ++i) {
         const uint64_t word = __shfl_sync(0xffffffffu, i < 32 ? low : high, i & 31);
@@ -70,11 +78,11 @@ __global__ void decide(const uint64_t* __restrict__ mask, int64_t n, int64_t blo
     for (int64_t j = block + 1 + thread; j < blocks; j += threads) {
       uint64_t word = removed[j];
       for (uint64_t rest = staying; rest != 0; rest &= rest - 1) {
-        word |= mask[(first + __ffsll(static_cast<long long>(rest)) - 1) * blocks + j];
+        word |= rows[(__ffsll(static_cast<long long>(rest)) - 1) * blocks + j];
       }
       removed[j] = word;
     }
-    if (thread < count) keep[first + thread] = (staying >> thread & 1) != 0;
+    if (thread < count) keep[first_box + thread] = (staying >> thread & 1) != 0;
     __syncthreads();
   }
 }
@@ -82,19 +90,25 @@ __global__ void decide(const uint64_t* __restrict__ mask, int64_t n, int64_t blo
 }  // namespace
 
 template <typename T>
-const char* launch_nms(const T* boxes, const int64_t* groups, int64_t n, T threshold, uint64_t* mask, bool* keep,
-                       void* stream) {
-  const int64_t blocks = nms_blocks(n);
-  const size_t shared = blocks * sizeof(uint64_t);
-  if (shared > kSharedBytes) return "more boxes than fit one call (393216)";
-  const dim3 squares(static_cast<unsigned>(blocks), static_cast<unsigned>(blocks));
-  const char* failure =
-      launch(&compare_boxes<T>, squares, dim3(kNmsBlock), 0, stream, boxes, groups, n, threshold, mask);
-  if (failure != nullptr) return failure;
-  return launch(&decide, dim3(1), dim3(512), shared, stream, static_cast<const uint64_t*>(mask), n, blocks, keep);
+const char* launch_nms(const T* boxes, const int64_t* groups, int64_t n, T threshold, uint64_t* scratch, bool* keep,
+                       void* stream, int64_t mask_words) {
+  if (n > kNmsBoxes) return "more boxes than fit one call (2147483647)";
+  const int64_t blocks = nms_blocks(n), step = nms_row_blocks(n, mask_words);
+  uint64_t *mask = scratch, *removed = scratch + kNmsBlock * step * blocks;
+  for (int64_t first = 0; first < blocks; first += step) {
+    const int64_t last = first + step < blocks ? first + step : blocks;
+    const dim3 squares(static_cast<unsigned>(blocks - first), static_cast<unsigned>(last - first));
+    const char* failure = launch(&compare_boxes<T>, squares, dim3(kNmsBlock), 0, stream, boxes, groups, n, threshold,
+                                 first, static_cast<const uint64_t*>(removed), blocks, mask);
+    if (failure != nullptr) return failure;
+    failure = launch(&decide, dim3(1), dim3(512), 0, stream, static_cast<const uint64_t*>(mask), n, first, last, blocks,
+                     removed, keep);
+    if (failure != nullptr) return failure;
+  }
+  return nullptr;
 }
 
-template const char* launch_nms(const float*, const int64_t*, int64_t, float, uint64_t*, bool*, void*);
-template const char* launch_nms(const double*, const int64_t*, int64_t, double, uint64_t*, bool*, void*);
+template const char* launch_nms(const float*, const int64_t*, int64_t, float, uint64_t*, bool*, void*, int64_t);
+template const char* launch_nms(const double*, const int64_t*, int64_t, double, uint64_t*, bool*, void*, int64_t);
 
 }  // namespace mrcnn

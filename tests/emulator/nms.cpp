@@ -5,23 +5,32 @@
 
 extern "C" {
 
-const char* nms_float(const float* boxes, const int64_t* groups, int64_t n, double threshold, bool* keep) {
-  std::vector<uint64_t> mask(mrcnn::nms_mask_words(n), ~uint64_t{0});  // what is not written must not be read
+// `mask_words` bounds the mask, so that few boxes already take several passes.
+const char* nms_float(const float* boxes, const int64_t* groups, int64_t n, double threshold, bool* keep,
+                      int64_t mask_words) {
+  // what is not written must not be read
+  std::vector<uint64_t> scratch(mrcnn::nms_scratch_words(n, mask_words), ~uint64_t{0});
   return emulated::guarded([&] {
-    return mrcnn::launch_nms<float>(boxes, groups, n, mrcnn::threshold_in<float>(threshold), mask.data(), keep,
-                                    nullptr);
+    return mrcnn::launch_nms<float>(boxes, groups, n, mrcnn::threshold_in<float>(threshold), scratch.data(), keep,
+                                    nullptr, mask_words);
   });
 }
 
-const char* nms_double(const double* boxes, const int64_t* groups, int64_t n, double threshold, bool* keep) {
-  std::vector<uint64_t> mask(mrcnn::nms_mask_words(n), ~uint64_t{0});
-  return emulated::guarded(
-      [&] { return mrcnn::launch_nms<double>(boxes, groups, n, threshold, mask.data(), keep, nullptr); });
+const char* nms_double(const double* boxes, const int64_t* groups, int64_t n, double threshold, bool* keep,
+                       int64_t mask_words) {
+  std::vector<uint64_t> scratch(mrcnn::nms_scratch_words(n, mask_words), ~uint64_t{0});
+  return emulated::guarded([&] {
+    return mrcnn::launch_nms<double>(boxes, groups, n, threshold, scratch.data(), keep, nullptr, mask_words);
+  });
 }
 
 // The number of boxes is refused before any of them is read.
 const char* nms_too_many(const float* boxes, int64_t n) {
   return mrcnn::launch_nms<float>(boxes, nullptr, n, 0.5f, nullptr, nullptr, nullptr);
+}
+
+int64_t nms_scratch(int64_t n) {
+  return mrcnn::nms_scratch_words(n);
 }
 
 }  // extern "C"
@@ -42,8 +51,10 @@ void run() {
     boxes.shrink_to_fit();
     groups.shrink_to_fit();
     const auto keep = std::make_unique<bool[]>(n);
-    emulated::expect("nms", nms_float(boxes.data(), nullptr, n, 0.5, keep.get()));
-    emulated::expect("nms with groups", nms_float(boxes.data(), groups.data(), n, 0.5, keep.get()));
+    for (const int64_t mask_words : {int64_t{1}, mrcnn::kNmsMaskWords}) {
+      emulated::expect("nms", nms_float(boxes.data(), nullptr, n, 0.5, keep.get(), mask_words));
+      emulated::expect("nms with groups", nms_float(boxes.data(), groups.data(), n, 0.5, keep.get(), mask_words));
+    }
   }
 }
 

@@ -1,3 +1,4 @@
+import ctypes
 import math
 
 import pytest
@@ -18,11 +19,20 @@ def test_nms_keeps_the_boxes_that_the_cpu_keeps(emulated, count, order):
         function = emulated.nms_float if dtype == torch.float32 else emulated.nms_double
         for groups in (None, torch.arange(count) % 3):
             for threshold in (0.3, 0.7):
-                keep = torch.zeros(count, dtype=torch.bool)
-                failure = call(function, boxes, groups, count, threshold, keep)
-                assert failure is None
-                assert torch.equal(keep, nms_sorted(boxes, threshold, groups))
+                expected = nms_sorted(boxes, threshold, groups)
+                for mask_words in (1, 3000, 2**24):  # one row block at a time, a few, all
+                    keep = torch.zeros(count, dtype=torch.bool)
+                    failure = call(function, boxes, groups, count, threshold, keep, mask_words)
+                    assert failure is None
+                    assert torch.equal(keep, expected)
 
 
-def test_nms_refuses_more_boxes_than_its_scan_can_hold(emulated):
-    assert b"393216" in call(emulated.nms_too_many, torch.zeros(1, 4), 400_000)
+def test_nms_refuses_more_boxes_than_its_grid_can_hold(emulated):
+    assert b"2147483647" in call(emulated.nms_too_many, torch.zeros(1, 4), 2**31)
+
+
+def test_scratch_memory_does_not_grow_with_the_square_of_the_boxes(emulated):
+    emulated.nms_scratch.restype = ctypes.c_int64
+    megabytes = {n: 8 * emulated.nms_scratch(ctypes.c_int64(n)) / 2**20 for n in (1000, 32768, 400_000, 10_000_000)}
+    assert megabytes[1000] < 0.2
+    assert max(megabytes.values()) < 140

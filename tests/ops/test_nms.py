@@ -216,7 +216,7 @@ def test_wrong_groups_are_named():
 
 
 def crowds(name, count):
-    """Boxes for the grid that finds neighbours a few hundred boxes on: what makes its cells useless, or its bounds tight."""
+    """Boxes for the grid that finds neighbours: what makes its cells useless, or its bounds tight."""
     random = torch.Generator().manual_seed(len(name))
     boxes = some_boxes(count, clusters=count // 40)
     size = boxes[:, 2:] - boxes[:, :2]
