@@ -17,12 +17,13 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     kept: list[int] = []
     for i in scores.sort(descending=True, stable=True).indices.tolist():
         rivals = (k for k in kept if groups[k] == groups[i])
-        if not any(_iou(corners[k], corners[i]) > iou_threshold for k in rivals):
+        if not any(iou(corners[k], corners[i]) > iou_threshold for k in rivals):
             kept.append(i)
     return torch.tensor(kept, dtype=torch.int64)
 
 
-def _iou(a: list[float], b: list[float]) -> float:
+def iou(a: list[float], b: list[float]) -> float:
+    """Intersection over union; NaN where there is none."""
     width = max(min(a[2], b[2]) - max(a[0], b[0]), 0.0)
     height = max(min(a[3], b[3]) - max(a[1], b[1]), 0.0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
