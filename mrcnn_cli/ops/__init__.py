@@ -38,6 +38,7 @@ from mrcnn_cli.ops.box_iou import (
     paired_box_iou,
     paired_generalized_box_iou,
 )
+from mrcnn_cli.ops.box_voting import box_voting
 from mrcnn_cli.ops.grid_anchors import grid_anchors
 from mrcnn_cli.ops.mask_targets import mask_targets
 from mrcnn_cli.ops.match_anchors import match_anchors
@@ -49,11 +50,13 @@ from mrcnn_cli.ops.roi_align import multilevel_roi_align, roi_align
 from mrcnn_cli.ops.roi_pool import roi_pool
 from mrcnn_cli.ops.rpn_proposals import rpn_candidates, rpn_proposals, rpn_proposals_padded
 from mrcnn_cli.ops.sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_labels
+from mrcnn_cli.ops.soft_nms import soft_nms, soft_nms_scores
 
 __all__ = [
     "batched_nms",
     "box_coverage",
     "box_iou",
+    "box_voting",
     "clip_boxes",
     "decode",
     "encode",
@@ -78,4 +81,6 @@ __all__ = [
     "rpn_proposals_padded",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_labels",
+    "soft_nms",
+    "soft_nms_scores",
 ]

@@ -13,6 +13,7 @@ from mrcnn_cli.ops.reference.box_iou import (
     paired_box_iou,
     paired_generalized_box_iou,
 )
+from mrcnn_cli.ops.reference.box_voting import box_voting
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
 from mrcnn_cli.ops.reference.mask_targets import mask_targets
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
@@ -22,11 +23,13 @@ from mrcnn_cli.ops.reference.regions import ps_roi_align, ps_roi_pool, roi_pool
 from mrcnn_cli.ops.reference.roi_align import multilevel_roi_align, roi_align
 from mrcnn_cli.ops.reference.rpn_proposals import rpn_candidates, rpn_proposals
 from mrcnn_cli.ops.reference.sigmoid_focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_labels
+from mrcnn_cli.ops.reference.soft_nms import soft_nms, soft_nms_scores
 
 __all__ = [
     "batched_nms",
     "box_coverage",
     "box_iou",
+    "box_voting",
     "clip_boxes",
     "decode",
     "encode",
@@ -48,4 +51,6 @@ __all__ = [
     "rpn_proposals",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_labels",
+    "soft_nms",
+    "soft_nms_scores",
 ]
