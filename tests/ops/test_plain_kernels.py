@@ -15,14 +15,16 @@ FOLDER = Path(__file__).parent
     ("file", "chosen"),
     [
         ("test_box_iou.py", "loop or torchvision"),
+        ("test_box_voting.py", "loop"),
         ("test_match_anchors.py", "loop or torchvision"),
-        ("test_nms.py", "loop"),
+        ("test_nms.py", "loop or grid"),
         ("test_paste_masks.py", "loop or whole_images or any_size"),
         ("test_roi_align.py", "loop or same_gradients"),
         ("test_rpn_proposals.py", "candidates_equal_the_loop or nan or same or decode"),
         ("test_roi_pool.py", "loop or first_of_the_largest or bits"),
         ("test_ps_roi_align.py", "loop or gradients"),
         ("test_sigmoid_focal_loss.py", "loop or gradients or infinite"),
+        ("test_soft_nms.py", "loop or bits"),
     ],
 )
 def test_the_plain_kernels_pass_too(file, chosen):

@@ -15,6 +15,7 @@ import torch
 from mrcnn_cli.engine.kernels import (
     box_coding,
     box_iou,
+    box_voting,
     grid_anchors,
     mask_targets,
     match_anchors,
@@ -24,6 +25,7 @@ from mrcnn_cli.engine.kernels import (
     roi_pool,
     rpn_proposals,
     sigmoid_focal_loss,
+    soft_nms,
 )
 from mrcnn_cli.engine.kernels.check import TOLERANCE, Check, Row, examined
 from mrcnn_cli.engine.kernels.race import Race, measured_limits, timed
@@ -43,6 +45,7 @@ OPERATORS = {
     "batched_nms": Operator(nms.batched_checks, nms.batched_races),
     "box_coverage": Operator(box_iou.checks_of("box_coverage")),
     "box_iou": Operator(box_iou.checks_of("box_iou"), box_iou.races_of("box_iou")),
+    "box_voting": Operator(box_voting.checks, box_voting.races),
     "clip_boxes": Operator(box_coding.clip_checks, box_coding.clip_races),
     "decode": Operator(box_coding.decode_checks, box_coding.decode_races),
     "encode": Operator(box_coding.encode_checks, box_coding.encode_races),
@@ -67,6 +70,7 @@ OPERATORS = {
     "roi_pool": Operator(roi_pool.checks, roi_pool.races),
     "sigmoid_focal_loss": Operator(sigmoid_focal_loss.checks, sigmoid_focal_loss.races),
     "sigmoid_focal_loss_labels": Operator(sigmoid_focal_loss.labels_checks, sigmoid_focal_loss.labels_races),
+    "soft_nms": Operator(soft_nms.checks, soft_nms.races),
 }
 
 

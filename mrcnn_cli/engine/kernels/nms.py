@@ -62,12 +62,17 @@ def races(device: torch.device) -> Iterator[Race]:
 
 def batched_races(device: torch.device) -> Iterator[Race]:
     vision = torchvision()
-    groups = torch.randint(0, 80, (20000,), generator=torch.Generator().manual_seed(4)).to(device)
-    scores = some_scores(20000).to(device)
-    for name, boxes in (("clustered", clustered_boxes(20000)), ("spread", spread_boxes(20000))):
-        boxes = boxes.to(device)
-        peers = {"torchvision": partial(vision.ops.batched_nms, boxes, scores, groups, 0.5)} if vision else {}
-        yield Race(f"20000 {name} boxes, 80 classes", partial(batched_nms, boxes, scores, groups, 0.5), peers)
+    # a detection head's boxes, and those of a region proposal network by level
+    for count, number, of, threshold in ((20000, 80, "classes", 0.5), (4500, 5, "levels", 0.7)):
+        groups = torch.randint(0, number, (count,), generator=torch.Generator().manual_seed(4)).to(device)
+        scores = some_scores(count).to(device)
+        for name, boxes in (("clustered", clustered_boxes(count)), ("spread", spread_boxes(count))):
+            boxes = boxes.to(device)
+            peers: dict[str, Work] = {}
+            if vision:
+                peers["torchvision"] = partial(vision.ops.batched_nms, boxes, scores, groups, threshold)
+            ours = partial(batched_nms, boxes, scores, groups, threshold)
+            yield Race(f"{count} {name} boxes, {number} {of}, {threshold}", ours, peers)
 
 
 def _plain_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
