@@ -2,7 +2,7 @@
 //
 // One piece of work is a block of logits. Each block sums its losses in float64 and the blocks' sums are added one
 // after the other, so a reduction has the same bits for any number of threads. The backward pass computes everything
-// again from the logits: that takes no memory between the passes, and less time than reading back what was stored.
+// again from the logits, so nothing as large as they are is kept between the passes.
 #include "sigmoid_focal_loss.h"
 
 #include <algorithm>
