@@ -46,9 +46,7 @@ struct BinAxis<Bins::kSampled, T> {
     Pooling pooling{};
     pooling.sampling_ratio = call.sampling_ratio;
     pooling.aligned = true;  // the half pixel that the operator always takes off
-    AxisGeometry<T> axis = axis_geometry(low, high, static_cast<T>(call.scale), bins, length, pooling);
-    if (length == 0) axis.samples = 0;
-    return {axis};
+    return {axis_geometry(low, high, static_cast<T>(call.scale), bins, length, pooling)};
   }
 
   template <typename F>

@@ -64,6 +64,7 @@ HOST_DEVICE_CALL AxisGeometry<T> axis_geometry(T low, T high, T scale, int bins,
     constexpr int limit = 1 << 30;
     samples = !(bin > T(0)) ? 0 : bin < T(limit) ? static_cast<int>(std::ceil(bin)) : limit;
   }
+  if (length == 0) samples = 0;  // a map without pixels: there is nothing that a sample just outside could mix
   return {start, bin, samples, bins, length};
 }
 

@@ -228,6 +228,18 @@ def test_no_boxes_give_an_empty_result_and_a_zero_gradient():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(0, 6), (6, 0), (0, 0)])
+def test_a_map_without_pixels_gives_zeros(channels_last, size):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    map = torch.zeros(1, 3, *size).to(memory_format=memory_format).requires_grad_()
+    # samples up to a pixel outside of a map count as its border, which is not there
+    result = roi_align(map, torch.tensor([[0, -0.9, -0.9, 0.1, 0.1], [0, 1, 1, 4, 4]]), 2)
+    assert torch.equal(result, torch.zeros(2, 3, 2, 2))
+    result.sum().backward()
+    assert map.grad.shape == map.shape
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [False, True])
 def test_odd_boxes_stay_finite_and_agree_with_the_loop(channels_last, sampling_ratio, aligned):
