@@ -263,6 +263,191 @@ Result deform_conv2d_backward_cpu(const Tensor& gradient, const Tensor& input, c
   return finished(computed, input, offset, weight, mask);
 }
 
+// ---- CUDA
+
+#ifdef MRCNN_CUDA
+DeformType deform_type(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return DeformType::kDouble;
+    case ScalarType::Half:
+      return DeformType::kHalf;
+    case ScalarType::BFloat16:
+      return DeformType::kBFloat16;
+    default:
+      return DeformType::kFloat;
+  }
+}
+
+// On a boundary of 16 bytes, which a slice of another tensor may not be.
+Tensor on_boundary(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0 ? tensor : torch::stable::clone(tensor);
+}
+
+// The address of element `index`.
+void* element(const Tensor& tensor, int64_t index) {
+  return static_cast<char*>(const_cast<void*>(tensor.const_data_ptr())) +
+         index * static_cast<int64_t>(tensor.element_size());
+}
+
+const void* address_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+void* writable_address_of(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->mutable_data_ptr() : nullptr;
+}
+
+// A call on the device: its operands as the kernels take them, and the matrix of columns for as many pixels at a time
+// as fit into 256 MB.
+struct DeviceCall {
+  DeformConv shape;
+  ScalarType type;
+  Tensor input, offset, weight;
+  std::optional<Tensor> mask;
+  void* stream;
+  int64_t rows;  // of the matrix of columns
+  Tensor columns;
+
+  DeviceCall(const DeformConv& shape_, const Tensor& input_, const Tensor& offset_, const Tensor& weight_,
+             const std::optional<Tensor>& mask_)
+      : shape(shape_),
+        type(input_.scalar_type()),
+        input(on_boundary(in_format(input_, true))),
+        offset(converted(offset_, sum_type(type))),
+        weight(on_boundary(in_format(weight_, true))),
+        mask(converted_or_none(mask_, sum_type(type))),
+        stream(current_stream(input_)),
+        rows(rows_of()),
+        columns(allocated(input, type, {rows * shape.taps() * shape.channels}, false)) {}
+
+  int64_t rows_of() const {
+    constexpr int64_t kColumns = int64_t{256} << 20;
+    const int64_t fitting = kColumns / (shape.taps() * shape.channels * static_cast<int64_t>(input.element_size()));
+    const int64_t plane = shape.out_pixels();
+    if (fitting < plane) return std::max<int64_t>(fitting, 1);
+    return std::min(shape.images, fitting / plane) * plane;
+  }
+
+  // Calls work(chunk, first row of the output) for whole images, or for parts of one where an image does not fit.
+  template <typename Work>
+  void for_chunks(const Work& work) const {
+    const int64_t plane = shape.out_pixels(), several = rows / plane;
+    for (int64_t image = 0; image < shape.images; image += std::max<int64_t>(several, 1)) {
+      if (several > 0) {
+        work(Chunk{image, std::min(several, shape.images - image), 0, plane}, image * plane);
+      } else {
+        for (int64_t first = 0; first < plane; first += rows) {
+          work(Chunk{image, 1, first, std::min(rows, plane - first)}, image * plane + first);
+        }
+      }
+    }
+  }
+
+  int64_t depth() const { return shape.taps() * shape.group_channels(); }
+  int64_t outs() const { return shape.out_channels / shape.groups; }
+
+  Tensor matrix(const Tensor& owner, int64_t first, int64_t height, int64_t width, int64_t row_stride,
+                int64_t column_stride = 1) const {
+    return matrix_on(owner.device(), owner.scalar_type(), element(owner, first), height, width, row_stride,
+                     column_stride);
+  }
+
+  Tensor group_columns(int64_t group, int64_t height) const {
+    return matrix(columns, group * height * depth(), height, depth(), depth());
+  }
+
+  void gather(const Chunk& chunk) const {
+    check_launch("deform_conv2d",
+                 launch_gather_columns(deform_type(type), shape, chunk, input.const_data_ptr(), offset.const_data_ptr(),
+                                       address_of(mask), columns.mutable_data_ptr(), stream));
+  }
+};
+
+Tensor deform_conv2d_cuda(const Tensor& input, const Tensor& offset, const Tensor& weight,
+                          const std::optional<Tensor>& bias, const std::optional<Tensor>& mask,
+                          const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                          const std::vector<int64_t>& dilation) {
+  const DeformConv shape = checked_shape(input, offset, weight, bias, mask, {stride, padding, dilation});
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const DeviceCall call(shape, input, offset, weight, mask);
+  const int64_t outs = call.outs(), depth = call.depth();
+  const Tensor output = allocated_output(shape, input, call.type, true);
+  call.for_chunks([&](const Chunk& chunk, int64_t first) {
+    call.gather(chunk);
+    for (int64_t g = 0; g < shape.groups; ++g) {
+      multiply(call.group_columns(g, chunk.rows()), call.matrix(call.weight, g * outs * depth, depth, outs, 1, depth),
+               call.matrix(output, first * shape.out_channels + g * outs, chunk.rows(), outs, shape.out_channels));
+    }
+  });
+  if (bias && output.numel() > 0) {
+    const Tensor shift = converted(*bias, sum_type(call.type));
+    check_launch("deform_conv2d",
+                 launch_add_bias(deform_type(call.type), shape.images * shape.out_pixels(), shape.out_channels,
+                                 shift.const_data_ptr(), output.mutable_data_ptr(), call.stream));
+  }
+  return in_format(output, prefers_channels_last(input));
+}
+
+Result deform_conv2d_backward_cuda(const Tensor& gradient, const Tensor& input, const Tensor& offset,
+                                   const Tensor& weight, const std::optional<Tensor>& mask,
+                                   const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                                   const std::vector<int64_t>& dilation, bool for_input, bool for_points,
+                                   bool for_weight, bool for_bias) {
+  const DeformConv shape = checked_shape(input, offset, weight, std::nullopt, mask, {stride, padding, dilation});
+  check_gradient(gradient, shape, input);
+  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
+  const DeviceCall call(shape, input, offset, weight, mask);
+  const int64_t outs = call.outs(), depth = call.depth(), out_channels = shape.out_channels;
+  const DeformType type = deform_type(call.type);
+  const Tensor sent = channels_last_in(gradient, call.type);
+  Computed computed = allocated_gradients(shape, input, mask.has_value(), for_input, for_points, for_weight, for_bias);
+  if (computed.input) torch::stable::zero_(*computed.input);
+  if (computed.weight) torch::stable::zero_(*computed.weight);
+  const Tensor product = allocated(input, call.type, {for_weight ? outs * depth : 0}, false);
+  // The columns' gradients take the place of the columns.
+  call.for_chunks([&](const Chunk& chunk, int64_t first) {
+    const int64_t rows = chunk.rows();
+    if (for_input || for_points) {
+      for (int64_t g = 0; g < shape.groups; ++g) {
+        multiply(call.matrix(sent, first * out_channels + g * outs, rows, outs, out_channels),
+                 call.matrix(call.weight, g * outs * depth, outs, depth, depth), call.group_columns(g, rows));
+      }
+    }
+    if (for_points) {
+      check_launch("deform_conv2d_backward",
+                   launch_point_gradients(type, shape, chunk, call.input.const_data_ptr(), call.offset.const_data_ptr(),
+                                          address_of(call.mask), call.columns.const_data_ptr(),
+                                          writable_address_of(computed.offset), writable_address_of(computed.mask),
+                                          call.stream));
+    }
+    if (for_input && input.numel() > 0) {
+      const Tensor boxes = allocated(input, ScalarType::Int, {box_numbers(shape, chunk)}, false);
+      check_launch("deform_conv2d_backward",
+                   launch_gather_gradient(type, shape, chunk, call.offset.const_data_ptr(), address_of(call.mask),
+                                          call.columns.const_data_ptr(), static_cast<int*>(boxes.mutable_data_ptr()),
+                                          computed.input->mutable_data_ptr(), call.stream));
+    }
+    if (for_weight) {
+      call.gather(chunk);
+      for (int64_t g = 0; g < shape.groups; ++g) {
+        multiply(call.matrix(sent, first * out_channels + g * outs, outs, rows, 1, out_channels),
+                 call.group_columns(g, rows), call.matrix(product, 0, outs, depth, depth));
+        check_launch("deform_conv2d_backward",
+                     launch_add_product(type, outs * depth, product.const_data_ptr(),
+                                        element(*computed.weight, g * outs * depth), call.stream));
+      }
+    }
+  });
+  if (for_bias) {
+    const int64_t pixels[] = {0, 2, 3};
+    computed.bias =
+        torch::stable::sum(sent, torch::headeronly::IntHeaderOnlyArrayRef(pixels, 3), false, sum_type(call.type));
+  }
+  return finished(computed, input, offset, weight, mask);
+}
+#endif
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mrcnn, m) {
@@ -279,5 +464,12 @@ STABLE_TORCH_LIBRARY_IMPL(mrcnn, CPU, m) {
   m.impl("deform_conv2d", TORCH_BOX(&deform_conv2d_cpu));
   m.impl("deform_conv2d_backward", TORCH_BOX(&deform_conv2d_backward_cpu));
 }
+
+#ifdef MRCNN_CUDA
+STABLE_TORCH_LIBRARY_IMPL(mrcnn, CUDA, m) {
+  m.impl("deform_conv2d", TORCH_BOX(&deform_conv2d_cuda));
+  m.impl("deform_conv2d_backward", TORCH_BOX(&deform_conv2d_backward_cuda));
+}
+#endif
 
 }  // namespace mrcnn

@@ -97,39 +97,48 @@ HOST_DEVICE PointGradient<T> point_gradient(const Point<T>& point, T mask, const
 // ---- CUDA
 
 // The output pixels that are worked on at a time: `count` pixels from `first` of each of `images` images from
-// `first_image`. The matrices hold a row for each, image after image: columns [groups, rows, taps, group_channels].
+// `first_image`. The matrices hold a row for each, image after image: columns are [groups, rows, taps, group_channels].
 struct Chunk {
   int64_t first_image, images, first, count;
 
   HOST_DEVICE int64_t rows() const { return images * count; }
 };
 
-// Input and its gradient are [images, height, width, channels]; offsets and masks (null: all one) lie as the operator
-// gets them, in the type that sums are made in, and so do all gradients but those of columns. Sixteen bytes of channels
-// are moved at a time where the groups' channels allow it (see packed); addresses must then be multiples of 16 bytes.
-// Return nullptr or an error message.
 enum class DeformType { kFloat, kDouble, kHalf, kBFloat16 };
-constexpr int kSegment = 256;  // rows of an image, tap and offset group that share a box, see launch_gather_gradient
-inline int64_t segments_of(const Chunk& chunk) {
+
+// Points of one image, offset group and tap that share a box, see launch_gather_gradient.
+constexpr int kSegment = 256;
+HOST_DEVICE int64_t segments_of(const Chunk& chunk) {
   return (chunk.count + kSegment - 1) / kSegment;
 }
+inline int64_t box_numbers(const DeformConv& shape, const Chunk& chunk) {
+  return 4 * chunk.images * shape.offset_groups * shape.taps() * segments_of(chunk);
+}
+
+// Input and its gradient are [images, height, width, channels]; offsets and masks (null: all one) lie as the operator
+// gets them. Input, columns and the gradients of columns are of `type`, everything else of the type that sums are made
+// in. Addresses must be multiples of 16 bytes. The launchers return nullptr or an error message.
 
 // Fills columns.
 const char* launch_gather_columns(DeformType type, const DeformConv& shape, const Chunk& chunk, const void* input,
                                   const void* offsets, const void* masks, void* columns, void* stream);
 
-// Fills the gradients of offsets and masks (both or neither may be null) for the chunk's pixels.
+// Fills the gradients of offsets and masks (null: not wanted) for the chunk's pixels.
 const char* launch_point_gradients(DeformType type, const DeformConv& shape, const Chunk& chunk, const void* input,
                                    const void* offsets, const void* masks, const void* column_gradients,
                                    void* offset_gradients, void* mask_gradients, void* stream);
 
-// Adds to the gradient of the input what the chunk's pixels send. `boxes` is scratch of 4 ints per image of the chunk,
-// offset group, tap and segment: the pixels that the segment's points reach.
+// Adds to the gradient of the input what the chunk's pixels send. `boxes` is scratch of box_numbers() ints: which
+// pixels the points of each segment reach.
 const char* launch_gather_gradient(DeformType type, const DeformConv& shape, const Chunk& chunk, const void* offsets,
                                    const void* masks, const void* column_gradients, int* boxes, void* input_gradient,
                                    void* stream);
 
-// sums[i] += values[i], float32 sums of half precision.
-const char* launch_add(DeformType type, int64_t count, const void* values, void* sums, void* stream);
+// output[row][channel] += bias[channel], output of `type`.
+const char* launch_add_bias(DeformType type, int64_t rows, int64_t channels, const void* bias, void* output,
+                            void* stream);
+
+// sums[i] += product[i], product of `type`.
+const char* launch_add_product(DeformType type, int64_t count, const void* product, void* sums, void* stream);
 
 }  // namespace mrcnn

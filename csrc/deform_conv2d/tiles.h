@@ -32,12 +32,17 @@ class Buffer {
 };
 
 // A matrix in somebody's memory, for BLAS.
+inline Tensor matrix_on(const torch::stable::Device& device, ScalarType type, const void* data, int64_t rows,
+                        int64_t columns, int64_t row_stride, int64_t column_stride) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+  return torch::stable::from_blob(const_cast<void*>(data), {sizes, 2}, {strides, 2}, device, type);
+}
+
 template <typename A>
 Tensor matrix(const A* data, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride = 1) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-  return torch::stable::from_blob(const_cast<A*>(data), {sizes, 2}, {strides, 2},
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                  std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float);
+  return matrix_on(torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                   std::is_same_v<A, double> ? ScalarType::Double : ScalarType::Float, data, rows, columns, row_stride,
+                   column_stride);
 }
 
 // out = a b. The overload that writes into a given matrix is one that autocast leaves alone.
