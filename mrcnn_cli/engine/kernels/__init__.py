@@ -16,6 +16,7 @@ from mrcnn_cli.engine.kernels import (
     box_coding,
     box_iou,
     box_voting,
+    deform_conv2d,
     grid_anchors,
     mask_targets,
     match_anchors,
@@ -48,6 +49,7 @@ OPERATORS = {
     "box_voting": Operator(box_voting.checks, box_voting.races),
     "clip_boxes": Operator(box_coding.clip_checks, box_coding.clip_races),
     "decode": Operator(box_coding.decode_checks, box_coding.decode_races),
+    "deform_conv2d": Operator(deform_conv2d.checks, deform_conv2d.races),
     "encode": Operator(box_coding.encode_checks, box_coding.encode_races),
     "generalized_box_iou": Operator(box_iou.checks_of("generalized_box_iou"), box_iou.races_of("generalized_box_iou")),
     "generalized_box_iou_loss": Operator(

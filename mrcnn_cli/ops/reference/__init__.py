@@ -14,6 +14,7 @@ from mrcnn_cli.ops.reference.box_iou import (
     paired_generalized_box_iou,
 )
 from mrcnn_cli.ops.reference.box_voting import box_voting
+from mrcnn_cli.ops.reference.deform_conv2d import deform_conv2d
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
 from mrcnn_cli.ops.reference.mask_targets import mask_targets
 from mrcnn_cli.ops.reference.match_anchors import match_anchors
@@ -32,6 +33,7 @@ __all__ = [
     "box_voting",
     "clip_boxes",
     "decode",
+    "deform_conv2d",
     "encode",
     "generalized_box_iou",
     "generalized_box_iou_loss",
