@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent
     [
         ("test_box_iou.py", "loop or torchvision"),
         ("test_box_voting.py", "loop"),
+        ("test_deform_conv2d.py", "loop or gradients or torchvision"),
         ("test_match_anchors.py", "loop or torchvision"),
         ("test_nms.py", "loop or grid"),
         ("test_paste_masks.py", "loop or whole_images or any_size"),
