@@ -65,10 +65,10 @@ const char* deform_add_product(int64_t type, int64_t count, const void* product,
 namespace {
 
 void run_deform(int64_t type, size_t bytes, int64_t channels, int64_t groups, int64_t offset_groups) {
-  const int64_t images = 2, height = 7, width = 9, taps = 6;  // a window of 3 x 2, padded by 1: 7 x 10 places
-  const int64_t shape[] = {images, channels, groups, height, width, 7,      10,           3, 2, 1,
+  const int64_t images = 2, height = 5, width = 9, taps = 4;  // a window of 2 x 2, padded by 1: 6 x 10 places
+  const int64_t shape[] = {images, channels, groups, height, width, 6,      10,           2, 2, 1,
                            1,      1,        1,      1,      1,     groups, offset_groups};
-  const int64_t plane = 70, points = offset_groups * taps * plane;
+  const int64_t plane = 60, points = offset_groups * taps * plane;
   const size_t sum_bytes = type == 1 ? 8 : 4;
   std::vector<double> wide(2 * images * points);
   std::vector<float> narrow(wide.size());
