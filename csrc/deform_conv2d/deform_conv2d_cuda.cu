@@ -269,6 +269,7 @@ __global__ void __launch_bounds__(kThreads)
     if (overlaps) found[segment_place] = thread;
     __syncthreads();
 
+    // What was found is overwritten after the barrier in ordered_place, which nobody passes who still reads it.
     for (int s = 0; s < segment_count; ++s) {
       const int64_t candidate = first + found[s];
       const int tap = static_cast<int>(candidate / segments);
@@ -300,9 +301,7 @@ __global__ void __launch_bounds__(kThreads)
           for (int k = 0; k < kVector; ++k) sums[i][k] = multiply_add(weight, widened(values.values[k]), sums[i][k]);
         }
       }
-      __syncthreads();  // the points are overwritten next
     }
-    __syncthreads();  // the segments are, too
   }
   if (!working) return;
 #pragma unroll
