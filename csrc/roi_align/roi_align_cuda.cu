@@ -14,7 +14,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // warp = one bin after the other. One lane = kVector neighbouring channels of the bin, and then those 32 * kVector
 // further on. The weights along both axes are shared by the block.
 template <typename T, int kVector>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     pool_regions(const __grid_constant__ FeatureMaps maps, const __grid_constant__ Pooling pooling,
                  const sum_t<T>* __restrict__ regions, int capacity, T* __restrict__ pooled) {
   using A = sum_t<T>;

@@ -49,7 +49,8 @@ def _converted(value: Any, dtype: torch.dtype, device: str) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [_converted(item, dtype, device) for item in value]
     if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else value.dtype)
+        # a copy, so that no test can change what the next one gets
+        return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
     return value
 
 

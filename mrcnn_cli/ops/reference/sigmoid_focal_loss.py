@@ -12,7 +12,7 @@ def sigmoid_focal_loss(
     """Focal loss of each logit, float64; for logits up to a few hundred."""
     pairs = zip(inputs.double().flatten().tolist(), targets.double().flatten().tolist(), strict=True)
     losses = torch.tensor([_loss(x, t, alpha, gamma) for x, t in pairs], dtype=torch.float64).reshape(inputs.shape)
-    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
+    return _reduced(losses, reduction)
 
 
 def sigmoid_focal_loss_labels(
@@ -24,7 +24,11 @@ def sigmoid_focal_loss_labels(
         for column, x in enumerate(inputs[row].double().tolist()):
             if label >= 0:
                 losses[row, column] = _loss(x, float(column == label), alpha, gamma)
-    return {"none": lambda: losses, "mean": losses.mean, "sum": losses.sum}[reduction]()
+    return _reduced(losses, reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return {"none": losses, "mean": losses.mean(), "sum": losses.sum()}[reduction]
 
 
 def _loss(x: float, target: float, alpha: float, gamma: float) -> float:
