@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from mrcnn_cli.views import canvas
 from mrcnn_cli.views.colours import GRID, HUES, INK, PALE
 
-LEFT, WIDTH, RIGHT = 420, 620, 90  # pixels for names, bars, and numbers beyond the longest bar
+LEFT, WIDTH, RIGHT = 560, 620, 90  # pixels for names, bars, and numbers beyond the longest bar
 TOP, BOTTOM = 84, 54
 ROW, GAP = 22, 18  # of a bar; between operators
 MARKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
