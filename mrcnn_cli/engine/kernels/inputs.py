@@ -67,3 +67,15 @@ def pyramid_anchors(size: tuple[int, int] = (800, 1088)) -> Tensor:
             for side, stride in levels
         ]
     )
+
+
+def few_rois() -> Tensor:
+    """Regions [4, 5] of two small maps: inside, across a corner, beyond the far border, smaller than a pixel."""
+    return torch.tensor(
+        [[0, 1.3, 2.1, 30.7, 22.9], [1, -6.0, -4.0, 14.0, 9.0], [1, 20.0, 20.0, 90.0, 70.0], [0, 7.0, 7.0, 7.5, 7.2]]
+    )
+
+
+def boxes_type(values: Tensor) -> torch.dtype:
+    """Boxes beside half-precision features stay float32."""
+    return torch.float64 if values.dtype == torch.float64 else torch.float32

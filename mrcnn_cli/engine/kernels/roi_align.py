@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mrcnn_cli.engine.kernels.check import Check
-from mrcnn_cli.engine.kernels.inputs import IMAGE, SCALES, clustered_boxes, pyramid, spread_boxes
+from mrcnn_cli.engine.kernels.inputs import IMAGE, SCALES, boxes_type, clustered_boxes, few_rois, pyramid, spread_boxes
 from mrcnn_cli.engine.kernels.race import Race, Work, gradient_of, torchvision
 from mrcnn_cli.ops import multilevel_roi_align, reference, roi_align
 
@@ -18,9 +18,7 @@ CHANNELS, REGIONS = 256, 512
 def _small() -> tuple[list[Tensor], Tensor]:
     random = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 3, size, size + 2, dtype=torch.float64, generator=random) for size in (12, 6)]
-    rois = torch.tensor(
-        [[0, 1.3, 2.1, 30.7, 22.9], [1, -6.0, -4.0, 14.0, 9.0], [1, 20.0, 20.0, 90.0, 70.0], [0, 7.0, 7.0, 7.5, 7.2]]
-    )
+    rois = few_rois()
     return maps, rois
 
 
@@ -30,7 +28,7 @@ def checks() -> Iterator[Check]:
         for ratio in (2, 0):
             yield Check(
                 f"{'aligned' if aligned else 'not aligned'}, {ratio or 'adaptive'} samples",
-                lambda x, a=aligned, r=ratio: roi_align(x, rois.to(x.device, _boxes_type(x)), (3, 2), 0.25, r, a),
+                lambda x, a=aligned, r=ratio: roi_align(x, rois.to(x.device, boxes_type(x)), (3, 2), 0.25, r, a),
                 lambda x, a=aligned, r=ratio: reference.roi_align(x, rois, (3, 2), 0.25, r, a),
                 (maps[0],),
                 differentiable=True,
@@ -44,17 +42,12 @@ def multilevel_checks() -> Iterator[Check]:
     yield Check(
         "two levels",
         lambda x, y: multilevel_roi_align(
-            [x, y], _by_image(rois.to(x.device, _boxes_type(x))), (2, 2), scales, 2, True, 40, 3
+            [x, y], _by_image(rois.to(x.device, boxes_type(x))), (2, 2), scales, 2, True, 40, 3
         ),
         lambda x, y: reference.multilevel_roi_align([x, y], rois, (2, 2), scales, 2, True, 40, 3),
         (maps[0], maps[1]),
         differentiable=True,
     )
-
-
-def _boxes_type(values: Tensor) -> torch.dtype:
-    """Boxes beside half-precision features stay float32."""
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _by_image(rois: Tensor) -> list[Tensor]:

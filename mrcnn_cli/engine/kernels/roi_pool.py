@@ -8,18 +8,12 @@ import torch
 from torch import Tensor
 
 from mrcnn_cli.engine.kernels.check import Check
-from mrcnn_cli.engine.kernels.inputs import spread_boxes
+from mrcnn_cli.engine.kernels.inputs import boxes_type, few_rois, spread_boxes
 from mrcnn_cli.engine.kernels.race import Race, Work, gradient_of, torchvision
 from mrcnn_cli.ops import ps_roi_align, ps_roi_pool, reference, roi_pool
 
 STRIDE = 16
 Pool = Callable[..., Tensor]
-
-
-def _rois() -> Tensor:
-    return torch.tensor(
-        [[0, 1.3, 2.1, 30.7, 22.9], [1, -6.0, -4.0, 14.0, 9.0], [1, 20.0, 20.0, 90.0, 70.0], [0, 7.0, 7.0, 7.5, 7.2]]
-    )
 
 
 def _small(channels: int) -> Tensor:
@@ -30,20 +24,15 @@ def _small(channels: int) -> Tensor:
 
 
 def _check(case: str, function: Pool, loop: Pool, channels: int, scale: float, **options: Any) -> Check:
-    rois = _rois()
+    rois = few_rois()
     map = _small(channels) * scale
     return Check(
         case,
-        lambda x: function(x, rois.to(x.device, _boxes_type(x)), (4, 2), 0.25, **options),
+        lambda x: function(x, rois.to(x.device, boxes_type(x)), (4, 2), 0.25, **options),
         lambda x: loop(x, rois, (4, 2), 0.25, **options),
         (map,),
         differentiable=True,
     )
-
-
-def _boxes_type(values: Tensor) -> torch.dtype:
-    """Boxes beside half-precision features stay float32."""
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def checks() -> Iterator[Check]:
