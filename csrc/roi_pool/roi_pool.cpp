@@ -233,6 +233,9 @@ std::tuple<Tensor, Tensor> roi_pool_cpu(const Tensor& input, const Tensor& rois,
 
 // ---- backward
 
+constexpr int64_t kPiece = 16;  // channels in 64 bytes of float32: no two threads write to one cache line
+constexpr int64_t kBinsAhead = 4;
+
 // Adds the gradients of the regions of one image to where the numbers were found, for `used` channels from `channel`.
 // `sums` holds these channels of a map, `row` elements from pixel to pixel or from plane to plane.
 template <bool kChannelsLast, typename T, typename A>
@@ -246,6 +249,12 @@ void scatter_image(const RoiPoolCall& call, const ByImage& regions, int64_t imag
     const int32_t* place = places + offset;
     if (kChannelsLast) {
       for (int64_t bin = 0; bin < bins; ++bin, given += call.channels, place += call.channels) {
+        // A processor's own prefetching follows whole rows, not every second piece of them. Past the end of the tensor
+        // a prefetch does nothing.
+        for (int64_t k = 0; used < call.channels && k < used; k += kPiece) {
+          __builtin_prefetch(given + kBinsAhead * call.channels + k);
+          __builtin_prefetch(place + kBinsAhead * call.channels + k);
+        }
         for (int64_t k = 0; k < used; ++k) {
           const auto at = static_cast<uint32_t>(place[k]);
           if (at < pixels) sums[at * row + k] += static_cast<A>(given[k]);  // -1 is above all of them
@@ -298,9 +307,8 @@ void scatter(const RoiPoolCall& call, const T* gradient, const accumulator_t<T>*
     });
     return;
   }
-  // Each thread takes as many neighbouring channels as it can, in pieces of 64 bytes of float32, so that no two of them
-  // write to one cache line: gradients and places are then read in the order in which they lie in memory.
-  constexpr int64_t kPiece = 16;
+  // Each thread takes as many neighbouring channels as it can: gradients and places are then read in the order in which
+  // they lie in memory.
   parallel_for(0, (call.channels + kPiece - 1) / kPiece, 1, [&](int64_t first, int64_t last) {
     const int64_t channel = first * kPiece, used = std::min(last * kPiece, call.channels) - channel;
     for (int64_t image = 0; image < call.images; ++image) {
