@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mrcnn_cli.config import Config
+from mrcnn_cli.models.backbones import Backbone, BackboneConfig
+from mrcnn_cli.models.backbones.resnet import ResNet
 from mrcnn_cli.models.convolution import ConvNorm, Norm
+from mrcnn_cli.models.fpn import FPN, FPNConfig, LastMap
 from mrcnn_cli.models.matching import ROI_STREAM, generator, sample
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
 from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors
@@ -19,10 +22,11 @@ from mrcnn_cli.structures import Size, Targets
 
 class BoxHeadConfig(Config):
     roi: RoIConfig = RoIConfig()
+    stage: bool = False  # the backbone's next stage works on each region first (the C4 form)
     num_conv: int = Field(0, ge=0)
     conv_channels: int = Field(256, ge=1)
     norm: Norm = "none"  # of the convolutions
-    num_fc: int = Field(2, ge=1)
+    num_fc: int = Field(2, ge=0)  # 0: the mean of each region is classified
     fc_channels: int = Field(1024, ge=1)
     class_agnostic: bool = False  # one box for all classes
     positive_iou: float = Field(0.5, gt=0, le=1)
@@ -68,25 +72,41 @@ class Found:
     labels: Tensor
 
 
+def check_stage(config: BoxHeadConfig, backbone: BackboneConfig, fpn: FPNConfig) -> None:
+    """ValueError if the head shall go on with a stage that the backbone does not leave to it."""
+    if config.stage and (fpn.pyramid or getattr(backbone, "stages", 4) != 3):
+        raise ValueError("box_head.stage (the C4 form) needs backbone.stages = 3 of a ResNet and fpn.pyramid = false")
+
+
 class BoxHead(nn.Module):
     """Class and box of each proposal.
 
     Args:
         config: layers, thresholds and numbers.
-        channels: of the feature maps.
+        channels: of the regions, after the stage where there is one.
         strides: of the feature maps that regions are cut from, finest first.
         num_classes: K, without background.
+        stage: the backbone's next stage if config.stage; it halves the regions' resolution.
     """
 
-    def __init__(self, config: BoxHeadConfig, channels: int, strides: Sequence[int], num_classes: int):
+    def __init__(
+        self,
+        config: BoxHeadConfig,
+        channels: int,
+        strides: Sequence[int],
+        num_classes: int,
+        stage: nn.Module | None = None,
+    ):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.strides = tuple(strides)
+        self.channels, self.stage = channels, stage
         self.convs, inputs = nn.Sequential(), channels
         for _ in range(config.num_conv):
             self.convs.append(ConvNorm(inputs, config.conv_channels, 3, norm=config.norm, activation="relu"))
             inputs = config.conv_channels
-        inputs *= config.roi.resolution**2
+        if config.num_fc:
+            inputs *= (config.roi.resolution // (2 if stage else 1)) ** 2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fc):
             self.fcs.append(nn.Linear(inputs, config.fc_channels))
@@ -105,8 +125,11 @@ class BoxHead(nn.Module):
             boxes: per image [R_i, 4].
         """
         regions = cut_regions(features, boxes, self.strides, self.config.roi)
+        if self.stage is not None:
+            regions = self.stage(regions)
+        hidden = self.convs(regions)
         # Row-major over (channel, y, x), as every other implementation flattens, so that weights can be exchanged.
-        hidden = self.convs(regions).flatten(1)
+        hidden = hidden.flatten(1) if self.fcs else hidden.mean((2, 3))
         for fc in self.fcs:
             hidden = functional.relu(fc(hidden), inplace=True)
         return self.logits(hidden).float(), self.deltas(hidden).float().unflatten(1, (-1, 4))
@@ -165,3 +188,12 @@ class BoxHead(nn.Module):
             keep = batched_nms(boxes, scores, label, config.nms_threshold)[: config.detections_per_image]
             result.append(Found(boxes[keep], scores[keep], label[keep]))
         return result
+
+
+def build_box_head(config: BoxHeadConfig, backbone: Backbone, neck: FPN | LastMap, num_classes: int) -> BoxHead:
+    """The head on a neck's maps; in the C4 form it takes over the backbone's next stage."""
+    if not config.stage:
+        return BoxHead(config, neck.channels, neck.roi_strides, num_classes)
+    assert isinstance(backbone, ResNet)  # see check_stage
+    stage, channels = backbone.next_stage()
+    return BoxHead(config, channels, neck.roi_strides, num_classes, stage)

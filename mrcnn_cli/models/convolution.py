@@ -1,12 +1,14 @@
 """Convolution, normalisation and activation as one layer: the brick of every backbone and head."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Norm = Literal["none", "frozen_batch_norm", "batch_norm", "group_norm"]
+from mrcnn_cli.ops import deform_conv2d
+
+Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
 Activation = Literal["none", "relu", "relu6"]
 
 
@@ -46,6 +48,8 @@ def norm_layer(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None
         return FrozenBatchNorm(channels, eps)
     if norm == "batch_norm":
         return nn.BatchNorm2d(channels, eps=eps)
+    if norm == "sync_batch_norm":
+        return nn.SyncBatchNorm(channels, eps=eps)
     if norm == "group_norm":
         groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
         return nn.GroupNorm(groups, channels, eps=eps)
@@ -68,14 +72,15 @@ class ConvNorm(nn.Conv2d):
         stride: int = 1,
         *,
         groups: int = 1,
+        dilation: int = 1,
         norm: Norm = "none",
         activation: Activation = "none",
         eps: float = 1e-5,
         same_padding: bool = False,
     ):
         uneven = same_padding and stride > 1
-        padding = 0 if uneven else kernel // 2
-        super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=norm == "none")
+        padding = 0 if uneven else dilation * (kernel // 2)
+        super().__init__(inputs, outputs, kernel, stride, padding, dilation, groups, bias=norm == "none")
         self.pad_to = kernel - stride if uneven else 0
         self.norm = norm_layer(norm, outputs, eps)
         self.activation = activation
@@ -88,9 +93,9 @@ class ConvNorm(nn.Conv2d):
             x = functional.pad(x, self._uneven_padding(x))
         if isinstance(self.norm, FrozenBatchNorm):
             scale, shift = self.norm.scale_and_shift()
-            x = self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+            x = self.convolve(x, self.weight * scale[:, None, None, None], shift)
         else:
-            x = super().forward(x)
+            x = self.convolve(x, self.weight, self.bias)
             if self.norm is not None:
                 x = self.norm(x)
         if self.activation == "relu":
@@ -98,6 +103,10 @@ class ConvNorm(nn.Conv2d):
         if self.activation == "relu6":
             return functional.relu6(x, inplace=True)
         return x
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution alone, with these weights."""
+        return self._conv_forward(x, weight, bias)
 
     def _uneven_padding(self, x: Tensor) -> list[int]:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -108,11 +117,42 @@ class ConvNorm(nn.Conv2d):
         return sides
 
 
+class DeformConvNorm(ConvNorm):
+    """A 3x3 convolution whose samples are moved by offsets that it finds itself.
+
+    "Deformable Convolutional Networks" (Dai et al., 2017), or with `modulated` its second version (Zhu et al., 2018),
+    where each sample is weighted too.
+
+    Args:
+        groups: as many of the input's channels share their offsets; all others as `ConvNorm`.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, modulated: bool, dilation: int = 1, **layer: Any):
+        super().__init__(inputs, outputs, 3, stride, dilation=dilation, **layer)
+        self.modulated = modulated
+        self.offset = nn.Conv2d(inputs, 27 if modulated else 18, 3, stride, dilation, dilation)
+        for parameter in self.offset.parameters():  # at first a plain convolution, halved if modulated
+            nn.init.zeros_(parameter)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        found = self.offset(x)
+        return deform_conv2d(
+            x,
+            found[:, :18],
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            found[:, 18:].sigmoid() if self.modulated else None,
+        )
+
+
 def freeze(*modules: nn.Module) -> None:
     """Take modules out of training: no gradients, and batch norms keep their statistics."""
     for module in modules:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):
+            if isinstance(part, nn.BatchNorm2d | nn.SyncBatchNorm):
                 part.momentum = 0.0

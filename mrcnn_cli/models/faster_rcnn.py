@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.backbones import BackboneConfig, build_backbone
-from mrcnn_cli.models.box_head import BoxHead, BoxHeadConfig
-from mrcnn_cli.models.fpn import FPN, FPNConfig
+from mrcnn_cli.models.box_head import BoxHeadConfig, build_box_head, check_stage
+from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
@@ -27,8 +27,9 @@ class FasterRCNNConfig(Config):
     box_head: BoxHeadConfig = BoxHeadConfig()
 
     @model_validator(mode="after")
-    def _levels(self) -> "FasterRCNNConfig":
+    def _parts_fit(self) -> "FasterRCNNConfig":
         check_levels(self.anchors, self.fpn)
+        check_stage(self.box_head, self.backbone, self.fpn)
         return self
 
 
@@ -45,9 +46,9 @@ class FasterRCNN(nn.Module):
         self.preprocess = Preprocess(config.pixels)
         backbone = build_backbone(config.backbone, len(config.pixels.mean))
         self.backbone = backbone
-        self.fpn = FPN(config.fpn, backbone.channels, backbone.strides)
+        self.fpn = build_neck(config.fpn, backbone.channels, backbone.strides)
         self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
-        self.box_head = BoxHead(config.box_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
+        self.box_head = build_box_head(config.box_head, backbone, self.fpn, num_classes)
 
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""

@@ -12,16 +12,35 @@ from mrcnn_cli.models.convolution import ConvNorm, Norm
 
 
 class FPNConfig(Config):
+    pyramid: bool = True  # False: the backbone's last map alone, as in the C4 and DC5 forms
     channels: int = Field(256, ge=8)
     norm: Norm = "none"
-    top: Literal["pool", "none"] = "pool"  # "pool": one coarser level for the RPN, the last one subsampled
+    # Coarser levels. "pool": one, the last subsampled, for the RPN alone. RetinaNet has two more, by convolutions with
+    # stride 2 of the backbone's last map ("backbone_convs") or of the pyramid's ("pyramid_convs").
+    top: Literal["pool", "backbone_convs", "pyramid_convs", "none"] = "pool"
+
+    def levels(self, maps: int = 4) -> int:
+        """Levels of the pyramid on so many maps of a backbone."""
+        return maps + {"none": 0, "pool": 1}.get(self.top, 2) if self.pyramid else 1
+
+
+class LastMap(nn.Module):
+    """In place of a pyramid: the backbone's last map alone."""
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int]):
+        super().__init__()
+        self.channels = channels[-1]
+        self.strides = self.roi_strides = tuple(strides[-1:])
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [features[-1]]
 
 
 class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down sum with nearest upsampling, and a 3x3 convolution per level.
 
     Args:
-        config: width, normalisation and the extra level.
+        config: width, normalisation and the extra levels.
         channels: of the backbone's maps, finest first.
         strides: of the backbone's maps.
     """
@@ -30,12 +49,17 @@ class FPN(nn.Module):
         super().__init__()
         self.laterals = nn.ModuleList(ConvNorm(c, config.channels, 1, norm=config.norm) for c in channels)
         self.outputs = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, norm=config.norm) for _ in channels)
-        for conv in (*self.laterals, *self.outputs):
-            nn.init.kaiming_uniform_(conv.weight, a=1)
         self.top = config.top
+        self.tops = nn.ModuleList()
+        if config.top in ("backbone_convs", "pyramid_convs"):
+            inputs = channels[-1] if config.top == "backbone_convs" else config.channels
+            self.tops.extend(ConvNorm(c, config.channels, 3, 2) for c in (inputs, config.channels))
+        for conv in (*self.laterals, *self.outputs, *self.tops):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
         self.channels = config.channels
         self.roi_strides = tuple(strides)  # the levels that RoIs are cut from
-        self.strides = (*strides, strides[-1] * 2) if config.top == "pool" else tuple(strides)
+        extra = config.levels(len(strides)) - len(strides)
+        self.strides = (*strides, *(strides[-1] * 2**level for level in range(1, extra + 1)))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps [N, channels[i], H_i, W_i], finest first -> maps [N, C, H_i, W_i] at `strides`."""
@@ -46,4 +70,13 @@ class FPN(nn.Module):
         pyramid = [output(feature) for output, feature in zip(self.outputs, merged, strict=True)]
         if self.top == "pool":
             pyramid.append(functional.max_pool2d(pyramid[-1], kernel_size=1, stride=2))
+        if self.tops:
+            first, second = self.tops
+            pyramid.append(first(features[-1] if self.top == "backbone_convs" else pyramid[-1]))
+            pyramid.append(second(functional.relu(pyramid[-1])))
         return pyramid
+
+
+def build_neck(config: FPNConfig, channels: Sequence[int], strides: Sequence[int]) -> FPN | LastMap:
+    """What stands between a backbone with these maps and the heads."""
+    return FPN(config, channels, strides) if config.pyramid else LastMap(channels, strides)

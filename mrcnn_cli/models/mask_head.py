@@ -38,7 +38,7 @@ class MaskHead(nn.Module):
 
     Args:
         config: layers and resolutions.
-        channels: of the feature maps.
+        channels: of the regions, after the stage where there is one.
         strides: of the feature maps that regions are cut from, finest first.
         num_classes: K, without background.
     """
@@ -59,20 +59,24 @@ class MaskHead(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    @property
-    def size(self) -> int:
-        """M: rows and columns of a mask."""
-        return 2 * self.config.roi.resolution
-
-    def forward(self, features: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Mask logits of each box for its class: [R, M, M], image after image.
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        stage: nn.Module | None = None,
+    ) -> Tensor:
+        """Mask logits of each box for its class: [R, M, M], image after image; M is twice a region's resolution.
 
         Args:
             features: maps [N, C, H_l, W_l] at the strides given.
             boxes: per image [R_i, 4].
             labels: per image [R_i], the class whose mask is wanted.
+            stage: what works on each region first, shared with the box head (the C4 form).
         """
         regions = cut_regions(features, boxes, self.strides, self.config.roi)
+        if stage is not None:
+            regions = stage(regions)
         logits = self.logits(functional.relu(self.upsample(self.convs(regions)), inplace=True)).float()
         slot = torch.cat(list(labels))
         if self.config.class_agnostic:
@@ -87,17 +91,19 @@ class MaskHead(nn.Module):
             samples: per image, as the box head drew them.
             targets: per image; each has masks.
         """
-        wanted = torch.cat([self._wanted(s, target) for s, target in zip(samples, targets, strict=True)])
+        wanted = torch.cat(
+            [self._wanted(s, target, logits.shape[-1]) for s, target in zip(samples, targets, strict=True)]
+        )
         loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
         return {"loss_mask": loss / max(logits.numel(), 1)}
 
-    def _wanted(self, sampled: Sampled, target: Targets) -> Tensor:
+    def _wanted(self, sampled: Sampled, target: Targets, size: int) -> Tensor:
         masks = target.masks if target.masks is not None else Masks([], torch.eye(2, 3, dtype=torch.float64))
         config = self.config.target
         return mask_targets(
             masks[sampled.objects].segmentations,
             sampled.positive_boxes,
-            self.size,
+            size,
             matrix=masks.matrix,
             sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,

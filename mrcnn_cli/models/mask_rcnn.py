@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.backbones import BackboneConfig, build_backbone
-from mrcnn_cli.models.box_head import BoxHead, BoxHeadConfig
-from mrcnn_cli.models.fpn import FPN, FPNConfig
+from mrcnn_cli.models.box_head import BoxHeadConfig, build_box_head, check_stage
+from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
@@ -29,8 +29,9 @@ class MaskRCNNConfig(Config):
     mask_head: MaskHeadConfig = MaskHeadConfig()
 
     @model_validator(mode="after")
-    def _levels(self) -> "MaskRCNNConfig":
+    def _parts_fit(self) -> "MaskRCNNConfig":
         check_levels(self.anchors, self.fpn)
+        check_stage(self.box_head, self.backbone, self.fpn)
         return self
 
 
@@ -47,10 +48,10 @@ class MaskRCNN(nn.Module):
         self.preprocess = Preprocess(config.pixels)
         backbone = build_backbone(config.backbone, len(config.pixels.mean))
         self.backbone = backbone
-        self.fpn = FPN(config.fpn, backbone.channels, backbone.strides)
+        self.fpn = build_neck(config.fpn, backbone.channels, backbone.strides)
         self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
-        self.box_head = BoxHead(config.box_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
-        self.mask_head = MaskHead(config.mask_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
+        self.box_head = build_box_head(config.box_head, backbone, self.fpn, num_classes)
+        self.mask_head = MaskHead(config.mask_head, self.box_head.channels, self.fpn.roi_strides, num_classes)
 
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
@@ -60,9 +61,8 @@ class MaskRCNN(nn.Module):
         samples = self.box_head.sample(proposals, targets)
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
         # Only the positives have a mask to learn.
-        mask_logits = self.mask_head(
-            features, [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
-        )
+        positives, labels = [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
+        mask_logits = self.mask_head(features, positives, labels, self.box_head.stage)
         return {
             **self.rpn.losses(logits, deltas, targets),
             **self.box_head.losses(class_logits, box_deltas, samples, targets),
@@ -77,7 +77,8 @@ class MaskRCNN(nn.Module):
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
         # Masks are cut at the final boxes, not at the proposals.
-        mask_logits = self.mask_head(features, [f.boxes for f in found], [f.labels for f in found])
+        boxes, labels = [f.boxes for f in found], [f.labels for f in found]
+        mask_logits = self.mask_head(features, boxes, labels, self.box_head.stage)
         probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
         return [
             detections(f, size, original, masks, self.mask_head.config.threshold)

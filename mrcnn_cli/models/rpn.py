@@ -33,9 +33,8 @@ class AnchorsConfig(Config):
 
 def check_levels(anchors: AnchorsConfig, fpn: FPNConfig) -> None:
     """ValueError unless there are anchor sizes for every level of the pyramid (four from the backbone, and its top)."""
-    levels = 5 if fpn.top == "pool" else 4
-    if len(anchors.sizes) != levels:
-        raise ValueError(f"anchors.sizes has {len(anchors.sizes)} levels, fpn has {levels}: one list per level")
+    if len(anchors.sizes) != fpn.levels():
+        raise ValueError(f"anchors.sizes has {len(anchors.sizes)} levels, fpn has {fpn.levels()}: one list per level")
 
 
 class RPNConfig(Config):

@@ -13,11 +13,13 @@ BACKBONES = {
     "resnet34": ResNet,
     "resnet50": ResNet,
     "resnet101": ResNet,
+    "resnet152": ResNet,
 }
 
+Backbone = ResNet | EfficientNetLite
 BackboneConfig = Annotated[ResNetConfig | EfficientNetLiteConfig, Field(discriminator="name")]
 
 
-def build_backbone(config: ResNetConfig | EfficientNetLiteConfig, input_channels: int = 3) -> ResNet | EfficientNetLite:
+def build_backbone(config: ResNetConfig | EfficientNetLiteConfig, input_channels: int = 3) -> Backbone:
     """The backbone that a recipe names, with fresh weights."""
     return BACKBONES[config.name](config, input_channels)
