@@ -141,9 +141,9 @@ class DeformConvNorm(ConvNorm):
             found[:, :18],
             weight,
             bias,
-            self.stride,
-            self.padding,
-            self.dilation,
+            self.stride[0],
+            self.dilation[0],  # the padding of a 3x3 window
+            self.dilation[0],
             found[:, 18:].sigmoid() if self.modulated else None,
         )
 
