@@ -1,0 +1,98 @@
+"""Tables of names: what a tensor of another system is called here.
+
+A row is (their name, our name) or (their name, our name, change), where `change` makes our tensor of theirs. In a name
+
+    {part}      stands for what is between two dots,
+    {index+2}   for a number which is 2 more than ours (`{index}` in our name), {index-1} for one which is 1 less,
+    {*}         for all that is left.
+
+The first row that matches counts. A row whose second entry is None names what is not needed here; its third entry says
+why.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Change = Callable[[Tensor], Tensor]
+Row = tuple[str, str] | tuple[str, str, Change] | tuple[str, None, str]
+Table = Sequence[Row]
+
+_FIELD = re.compile(r"\{(\*|\w+)([+-]\d+)?\}")
+
+
+@dataclass
+class Renamed:
+    """The tensors of a file, sorted by what became of them.
+
+    Attributes:
+        tensors: by our names.
+        sources: our name -> their name.
+        left_out: their name -> why it is not needed.
+        unknown: their names that no row matches.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def rename(tensors: Mapping[str, Tensor], table: Table) -> Renamed:
+    """All tensors by our names, changed as the table says."""
+    rows = [_Row(*row) for row in table]
+    renamed = Renamed()
+    for name, tensor in tensors.items():
+        for row in rows:
+            found = row.pattern.fullmatch(name)
+            if found is None:
+                continue
+            if row.ours is None:
+                renamed.left_out[name] = str(row.change)
+            else:
+                ours = row.name(found)
+                renamed.tensors[ours] = row.change(tensor) if callable(row.change) else tensor
+                renamed.sources[ours] = name
+            break
+        else:
+            renamed.unknown.append(name)
+    return renamed
+
+
+def known(names: Sequence[str], table: Table) -> int:
+    """How many of the names the table has a row for."""
+    patterns = [_Row(*row).pattern for row in table]
+    return sum(any(pattern.fullmatch(name) for pattern in patterns) for name in names)
+
+
+class _Row:
+    """A row with its first entry as a regular expression."""
+
+    def __init__(self, theirs: str, ours: str | None, change: Change | str | None = None):
+        self.ours, self.change = ours, change
+        self.shifts: dict[str, int] = {}
+        pattern, end = "", 0
+        for found in _FIELD.finditer(theirs):
+            name, shift = found[1], found[2]
+            pattern += re.escape(theirs[end : found.start()])
+            if name == "*":
+                pattern += "(?P<rest>.+)"
+            elif shift is not None:
+                pattern += rf"(?P<{name}>\d+)"
+                self.shifts[name] = int(shift)
+            else:
+                pattern += rf"(?P<{name}>[^.]+)"
+            end = found.end()
+        self.pattern = re.compile(pattern + re.escape(theirs[end:]))
+
+    def name(self, found: re.Match[str]) -> str:
+        """Our name for a name that the pattern has matched."""
+        assert self.ours is not None
+
+        def value(place: re.Match[str]) -> str:
+            name = "rest" if place[1] == "*" else place[1]
+            return str(int(found[name]) - self.shifts[name]) if name in self.shifts else found[name]
+
+        return _FIELD.sub(value, self.ours)
