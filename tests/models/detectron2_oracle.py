@@ -1,0 +1,130 @@
+"""Detectron2's recorded numbers (tests/detectron2_reference) and our models filled with the weights they belong to.
+
+The reference holds, for each model, every parameter's name and shape, the rule that fills it (`fill.py`), and what
+Detectron2 0.6 gave then: feature maps, proposals, logits, detections, losses, gradients. Large tensors are recorded by
+200 of their entries.
+"""
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mrcnn_cli.config import override, read, recipes, validate
+from mrcnn_cli.engine.checkpoint import load_weights
+from mrcnn_cli.engine.foreign import detectron2
+from mrcnn_cli.engine.foreign.names import rename
+from mrcnn_cli.engine.run import RunConfig
+from mrcnn_cli.models import build_model
+from mrcnn_cli.structures import ImageBatch, Masks, Targets
+
+FOLDER = Path(__file__).parents[1] / "detectron2_reference"
+IMAGES = (0, 1)
+
+# Absolute tolerances: about ten times what a second thread changed in Detectron2 itself.
+FEATURES, HEADS, LOSS, GRADIENT_NORM, GRADIENT = 5e-4, 2e-3, 1e-4, 1e-2, 3e-2
+BORDERLINE = 0.055  # scores below it are so near to the threshold of 0.05 that rounding decides
+
+
+@cache
+def fill():
+    """The module with the rule."""
+    spec = importlib.util.spec_from_file_location("detectron2_fill", FOLDER / "fill.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def inputs():
+    return dict(np.load(FOLDER / "inputs.npz"))
+
+
+@cache
+def components():
+    return dict(np.load(FOLDER / "components.npz"))
+
+
+class Reference:
+    """The record of one model.
+
+    Args:
+        name: of its files.
+        recipe: ours.
+        overrides: of the recipe, where the record was made with other numbers than the zoo's.
+    """
+
+    def __init__(self, name, recipe, overrides=()):
+        self.spec = json.loads((FOLDER / "models" / f"{name}.json").read_text())
+        self.record = dict(np.load(FOLDER / "models" / f"{name}.npz"))
+        table = override(read(recipes()[recipe]), overrides)
+        self.config = validate(RunConfig, table, recipe)
+        self.num_classes = self.spec["conventions"].get(
+            "MODEL.ROI_HEADS.NUM_CLASSES", self.spec["conventions"].get("MODEL.RETINANET.NUM_CLASSES", 80)
+        )
+
+    def weights(self):
+        """Detectron2's name -> tensor."""
+        return {name: torch.from_numpy(value) for name, value in fill().fill_from_json(self.spec).items()}
+
+    def model(self):
+        """Ours, filled, in evaluation mode. Every tensor of both sides takes part."""
+        renamed = rename(self.weights(), detectron2.NAMES)
+        assert not renamed.unknown
+        model = build_model(self.config.model, self.num_classes)
+        load_weights(model, renamed.tensors, self.spec["name"])
+        return model.to(memory_format=torch.channels_last).eval()
+
+    def ours(self, name):
+        """Our name of Detectron2's parameter."""
+        [found] = rename({name: torch.empty(0)}, detectron2.NAMES).tensors
+        return found
+
+    def images(self, index):
+        """Image 0 or 1 as a batch; Detectron2's order of channels is BGR."""
+        pixels = torch.from_numpy(inputs()[f"img{index}_bgr"][..., ::-1].copy()).permute(2, 0, 1)
+        height, width = inputs()[f"img{index}_original_hw"].tolist()
+        return ImageBatch.collate([pixels], [(height, width)], self.config.data.size_divisor)
+
+    def sample(self, key):
+        """(entries, their places in the flattened tensor, its standard deviation)."""
+        shape = self.record[f"{key}/shape"]
+        places = fill().sample_indices(int(np.prod(shape)))
+        return self.record[f"{key}/sample"], places, float(self.record[f"{key}/mean_std"][1])
+
+    def check(self, key, tensor, tolerance):
+        """The tensor equals what was recorded, within a tolerance in standard deviations of the recorded tensor."""
+        assert list(tensor.shape) == self.record[f"{key}/shape"].tolist(), key
+        expected, places, deviation = self.sample(key)
+        found = tensor.detach().contiguous().reshape(-1)[torch.from_numpy(places)].float().numpy()
+        error = np.abs(found - expected).max() / deviation
+        assert error <= tolerance, f"{key}: off by {error:.2e} standard deviations"
+
+
+def target():
+    """The truth about image 0."""
+    given = inputs()
+    boxes = torch.from_numpy(given["gt/boxes"])
+    polygons = [
+        [given[key].tolist() for key in sorted(given) if key.startswith(f"gt/polygon_{i}_")] for i in range(len(boxes))
+    ]
+    labels = torch.from_numpy(given["gt/classes"]).long()
+    return Targets(boxes, labels, torch.zeros(0, 4), Masks(polygons, torch.eye(2, 3, dtype=torch.float64)))
+
+
+def first_ones(indices, count, random):
+    """In place of a random choice: what the reference was made with."""
+    return indices[:count]
+
+
+def pairs(boxes, labels, expected_boxes, expected_labels, pixels):
+    """For each expected box the place of the one found that is nearest and of its class, -1 where none is near."""
+    if not len(boxes):
+        return torch.full((len(expected_boxes),), -1)
+    distance = (expected_boxes[:, None] - boxes[None]).abs().amax(2)
+    distance[expected_labels[:, None] != labels[None]] = torch.inf
+    nearest = distance.min(1)
+    return torch.where(nearest.values <= pixels, nearest.indices, -1)

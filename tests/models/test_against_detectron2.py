@@ -1,0 +1,153 @@
+"""Our models give Detectron2's numbers, with the weights that its own were filled with."""
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from mrcnn_cli.models import matching
+from tests.models.detectron2_oracle import (
+    BORDERLINE,
+    FEATURES,
+    GRADIENT,
+    GRADIENT_NORM,
+    HEADS,
+    IMAGES,
+    LOSS,
+    Reference,
+    first_ones,
+    pairs,
+    target,
+)
+
+# name of the record -> (our recipe, what the record overrides, tolerances that are wider than most: see its README)
+MODELS = {
+    "mask_rcnn_R_50_FPN_3x": ("mask_rcnn_r50_fpn_3x", (), {}),
+    "faster_rcnn_R_50_FPN_3x": ("faster_rcnn_r50_fpn_3x", (), {}),
+    "mask_rcnn_R_50_C4_3x": (
+        "mask_rcnn_r50_c4_3x",
+        ("model.rpn.post_nms_top_n=100", "model.box_head.samples_per_image=64"),
+        {},
+    ),
+    "mask_rcnn_R_50_FPN_3x_dconv_c3-c5": ("mask_rcnn_r50_fpn_3x_dconv", (), {}),
+    "mask_rcnn_R_50_FPN_3x_gn": (
+        "mask_rcnn_r50_fpn_3x_gn",
+        ("model.rpn.post_nms_top_n=300", "model.box_head.samples_per_image=256"),
+        {"features": 2e-3, "heads": 1e-2, "pixels": 0.1, "score": 5e-3},
+    ),
+}
+LOSSES = {
+    "loss_rpn_cls": "loss_rpn_objectness",
+    "loss_rpn_loc": "loss_rpn_box",
+    "loss_cls": "loss_class",
+    "loss_box_reg": "loss_box",
+    "loss_mask": "loss_mask",
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def case(request):
+    """(the record, our model, its wider tolerances)."""
+    recipe, overrides, tolerances = MODELS[request.param]
+    reference = Reference(request.param, recipe, overrides)
+    return reference, reference.model(), tolerances
+
+
+@pytest.mark.parametrize("index", IMAGES)
+def test_pixels_features_and_proposals_are_detectron2s(case, index):
+    reference, model, tolerances = case
+    images, tolerance = reference.images(index), tolerances.get("features", FEATURES)
+    with torch.inference_mode():
+        pixels = model.preprocess(images)
+        reference.check(f"img{index}/input", pixels, 1e-5)
+        maps = model.backbone(pixels)
+        features = model.fpn(maps)
+        logits, deltas = model.rpn(features)
+        [proposals] = model.rpn.proposals(logits, deltas, images.sizes)
+    for level, found in enumerate(maps, start=2):
+        if f"img{index}/feat/res{level}/shape" in reference.record:
+            reference.check(f"img{index}/feat/res{level}", found, tolerance)
+    names = [f"p{level}" for level in range(2, 7)] if len(features) > 1 else [f"res{len(maps) + 1}"]
+    for name, found, logit, delta in zip(names, features, logits, deltas, strict=True):
+        reference.check(f"img{index}/feat/{name}", found, tolerance)
+        reference.check(f"img{index}/rpn/logits/{name}", logit, tolerance)
+        reference.check(f"img{index}/rpn/deltas/{name}", delta, tolerance)
+    expected = torch.from_numpy(reference.record[f"img{index}/rpn/top_boxes"])
+    assert len(proposals) == reference.record[f"img{index}/rpn/num_proposals"]
+    near = proposals[: len(expected) + 5]  # the last of the hundred may have changed places with the next
+    found = pairs(near, torch.zeros(len(near)), expected, torch.zeros(len(expected)), 0.01)
+    assert (found >= 0).all()
+
+
+@pytest.mark.parametrize("index", IMAGES)
+def test_the_box_head_says_of_given_boxes_what_detectron2s_says(case, index):
+    reference, model, tolerances = case
+    tolerance = tolerances.get("heads", HEADS)
+    boxes = torch.from_numpy(reference.record[f"img{index}/rpn/top_boxes"][:20])
+    with torch.inference_mode():
+        features = model.fpn(model.backbone(model.preprocess(reference.images(index))))
+        logits, deltas = model.box_head(features, [boxes])
+    for key, found in (("cls_logits", logits), ("deltas", deltas.flatten(1))):
+        expected = reference.record[f"img{index}/box/{key}_first20"]
+        assert np.abs(found.numpy() - expected).max() <= tolerance * expected.std()
+
+
+@pytest.mark.parametrize("index", IMAGES)
+def test_detections_and_masks_are_detectron2s(case, index):
+    reference, model, tolerances = case
+    images, record, prefix = reference.images(index), reference.record, f"img{index}/post"
+    with torch.inference_mode():
+        [found] = model.predict(images)
+    boxes, scores = torch.from_numpy(record[f"{prefix}/boxes"]), torch.from_numpy(record[f"{prefix}/scores"])
+    labels = torch.from_numpy(record[f"{prefix}/classes"])
+    assert found.size == tuple(record[f"{prefix}/size"].tolist()) and len(scores) > 0
+    factor = max(found.size[0] / images.sizes[0][0], 1.0)
+    pixels = tolerances.get("pixels", 0.02) * factor
+    places = pairs(found.boxes, found.labels, boxes, labels, pixels)
+    certain = scores > BORDERLINE
+    assert (places[certain] >= 0).all(), "detections of Detectron2 are missing"
+    back = pairs(boxes, labels, found.boxes, found.labels, pixels)
+    assert (back[found.scores > BORDERLINE] >= 0).all(), "there are detections that Detectron2 does not have"
+    both = places >= 0
+    assert (found.scores[places[both]] - scores[both]).abs().max() <= tolerances.get("score", 1e-3)
+    if found.masks is None:
+        return
+    for number, counts in enumerate(record[f"{prefix}/mask_rle_top10"]):
+        if places[number] < 0:
+            continue
+        expected, mask = {"size": list(found.size), "counts": counts.encode()}, found.masks[places[number]]
+        overlap = coco_mask.iou([mask], [expected], [0])[0, 0]
+        assert overlap >= 0.995 or coco_mask.area(expected) == coco_mask.area(mask) == 0
+    areas = [coco_mask.area(found.masks[place]) for place in places[both].tolist()]
+    for area, expected in zip(areas, record[f"{prefix}/mask_area"][both.numpy()], strict=True):
+        assert abs(int(area) - int(expected)) <= max(0.005 * expected, 5)
+
+
+def test_losses_and_gradients_are_detectron2s(case, monkeypatch):
+    reference, model, _ = case
+    record = reference.record
+    monkeypatch.setattr(matching, "_choose", first_ones)
+    model.train()
+    try:
+        losses = model(reference.images(0), [target()])
+        expected = dict(zip(record["train/loss/names"], record["train/loss/values"], strict=True))
+        assert {LOSSES[name] for name in expected} == set(losses)
+        for name, value in expected.items():
+            assert abs(losses[LOSSES[name]].item() - value) <= LOSS * abs(value), name
+        if "train/grad/all_names" not in record:
+            return  # Detectron2 has no backward pass for it on a CPU
+        sum(losses.values()).backward()
+    finally:
+        model.eval()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    norms = record["train/grad/all_norms"]
+    for name, norm in zip(record["train/grad/all_names"], norms, strict=True):
+        if norm > 1e-3 * norms.max():
+            assert abs(gradients[reference.ours(name)].norm().item() - norm) <= GRADIENT_NORM * norm, name
+    for name, places, expected in zip(
+        *(record[f"train/grad/{key}"] for key in ("sampled_names", "sample_idx", "samples")), strict=True
+    ):
+        found = gradients[reference.ours(name)].contiguous().reshape(-1)[torch.from_numpy(places)].numpy()
+        assert np.abs(found - expected).max() <= GRADIENT * np.abs(expected).max(), name
+    for name in record["train/grad/frozen_names"]:
+        assert gradients.get(reference.ours(name)) is None, name
