@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 
 from mrcnn_cli.config import override, read, recipes, validate
 from mrcnn_cli.engine.checkpoint import load_weights
@@ -46,6 +47,11 @@ def inputs():
 @cache
 def components():
     return dict(np.load(FOLDER / "components.npz"))
+
+
+@cache
+def extras():
+    return dict(np.load(FOLDER / "extras.npz"))
 
 
 class Reference:
@@ -104,15 +110,17 @@ class Reference:
         assert error <= tolerance, f"{key}: off by {error:.2e} standard deviations"
 
 
-def target():
-    """The truth about image 0."""
+def target(bitmaps=False):
+    """The truth about image 0, with masks as polygons or as the run lengths of bitmaps."""
     given = inputs()
-    boxes = torch.from_numpy(given["gt/boxes"])
-    polygons = [
-        [given[key].tolist() for key in sorted(given) if key.startswith(f"gt/polygon_{i}_")] for i in range(len(boxes))
-    ]
-    labels = torch.from_numpy(given["gt/classes"]).long()
-    return Targets(boxes, labels, torch.zeros(0, 4), Masks(polygons, torch.eye(2, 3, dtype=torch.float64)))
+    boxes, labels = torch.from_numpy(given["gt/boxes"]), torch.from_numpy(given["gt/classes"]).long()
+    if bitmaps:
+        height, width = components()["rasterize/bitmask_hw"].tolist()
+        bits = np.unpackbits(components()["rasterize/bitmask_full_packed"])[: len(boxes) * height * width]
+        masks = [coco_mask.encode(np.asfortranarray(mask)) for mask in bits.reshape(-1, height, width)]
+    else:
+        masks = [[given[key].tolist() for key in sorted(given) if key.startswith(f"gt/polygon_{i}_")] for i in range(3)]
+    return Targets(boxes, labels, torch.zeros(0, 4), Masks(masks, torch.eye(2, 3, dtype=torch.float64)))
 
 
 def first_ones(indices, count, random):
