@@ -20,18 +20,39 @@ from mrcnn_cli.commands.progress import Counter
 from mrcnn_cli.errors import UserError
 
 
+class Evaluate(Verb):
+    """--data takes a prepared data set or, where an annotation file follows, a folder of images with it."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        for place, word in enumerate(args[:-2]):
+            if word == "--data" and args[place + 2].endswith(".json"):
+                args = [*args[:place], "--pair", *args[place + 1 :]]
+        return super().parse_args(context, args)
+
+
 @click.command(
     "evaluate",
-    cls=Verb,
-    examples=["mrcnn evaluate", "mrcnn evaluate runs/longer --data photos photos.json --out evaluation"],
+    cls=Evaluate,
+    examples=[
+        "mrcnn evaluate",
+        "mrcnn evaluate runs/longer --data photos photos.json --out evaluation",
+        "mrcnn evaluate --data prepared --split test",
+    ],
 )
 @click.argument("weights", required=False, metavar="[RUN|CHECKPOINT]")
 @click.option(
     "--data",
-    nargs=2,
-    metavar="DIR ANNOTATIONS",
+    type=click.Path(path_type=Path),
+    metavar="DATA | DIR ANNOTATIONS.json",
     show_default="the run's validation images",
-    help="Images and their COCO annotations.",
+    help="A folder that 'mrcnn data prepare' wrote, or images and their COCO annotations.",
+)
+@click.option("--pair", nargs=2, hidden=True)
+@click.option(
+    "--split",
+    metavar="NAME",
+    show_default="val, else test, else train",
+    help="The split of a prepared data set.",
 )
 @set_option("evaluate.max_detections=300")
 @click.option(
@@ -45,7 +66,9 @@ from mrcnn_cli.errors import UserError
 @json_option
 def command(
     weights: str | None,
-    data: tuple[str, str] | None,
+    data: Path | None,
+    pair: tuple[str, str] | None,
+    split: str | None,
     assignments: tuple[str, ...],
     out: Path | None,
     device: str,
@@ -55,19 +78,28 @@ def command(
 
     RUN is a run's folder, of which the best weights are taken; by default the newest run.
     """
+    if split is not None and data is None:
+        raise click.UsageError("--split names a split of a prepared data set: give it with --data DATA")
+    if data is not None and pair:
+        raise click.UsageError("--data is given twice: once with an annotation file, once without")
+
     from mrcnn_cli.data.coco import Dataset
+    from mrcnn_cli.data.dataset_file import evaluation_split, read_dataset_file
     from mrcnn_cli.engine.checkpoint import load
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.run import choose_device, latest_run
 
+    prepared = evaluation_split(read_dataset_file(data), split) if data is not None else None
     keep_freed_memory()
     checkpoint = load(weights or latest_run(), choose_device(device), assignments)
-    split = checkpoint.config.data.val
-    images, annotations = map(Path, data) if data else (split.images, split.annotations)
+    chosen = prepared or checkpoint.config.data.val
+    images, annotations = map(Path, pair) if pair else (chosen.images, chosen.annotations)
     if images is None or annotations is None:
-        raise UserError(f"{checkpoint.path}: its run had no validation images; give some with --data DIR ANNOTATIONS")
+        raise UserError(
+            f"{checkpoint.path}: its run had no validation images; give some with --data DIR ANNOTATIONS.json"
+        )
     if out is not None:
         make_folder(out)  # before the work, not after it
     dataset = Dataset.read(images, annotations, classes=checkpoint.classes)

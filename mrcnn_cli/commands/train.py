@@ -34,12 +34,20 @@ from mrcnn_cli.errors import UserError
     examples=[
         "mrcnn train",
         "mrcnn train --train photos photos.json --val more more.json",
+        "mrcnn train --data prepared",
         "mrcnn train nuclei --set train.steps=600 --out runs/longer",
         "mrcnn train --resume runs/longer",
     ],
 )
 @click.argument("config", required=False)
 @set_option("train.steps=600")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DATA",
+    show_default="none",
+    help="A folder that 'mrcnn data prepare' wrote: its splits and classes.",
+)
 @click.option(
     "--train",
     "train_split",
@@ -75,6 +83,7 @@ from mrcnn_cli.errors import UserError
 def command(
     config: str | None,
     assignments: tuple[str, ...],
+    data: Path | None,
     train_split: tuple[str, str] | None,
     val_split: tuple[str, str] | None,
     out: Path | None,
@@ -87,11 +96,13 @@ def command(
     CONFIG is a shipped recipe's name (see 'mrcnn config list') or a TOML file. Without it, a recipe is chosen that fits
     the data and what is installed, and without data, a small sample of nuclei is learnt.
     """
-    if resume is not None and (config or train_split or val_split or out):
+    if resume is not None and (config or data or train_split or val_split or out):
         raise click.UsageError(
-            "--resume takes recipe, data and folder from the run: leave CONFIG, --train, --val and --out out"
+            "--resume takes recipe, data and folder from the run: leave CONFIG, --data, --train, --val and --out out"
         )
-    overrides = [*_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
+    if data is not None and (train_split or val_split):
+        raise click.UsageError("--data names all splits: leave --train and --val out")
+    overrides = [*_prepared_keys(data), *_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
 
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.run import default_recipe, new_folder, prepare, read_config
@@ -170,6 +181,22 @@ def _data_keys(name: str, split: tuple[str, str] | None) -> list[str]:
     # Quoted, so that a path is a string whatever it looks like; JSON's quoting is TOML's.
     keys = (f"data.{name}.images", f"data.{name}.annotations")
     return [f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in zip(keys, split, strict=True)]
+
+
+def _prepared_keys(data: Path | None) -> list[str]:
+    """The classes and splits of a prepared data set, as --set takes them."""
+    if data is None:
+        return []
+    from mrcnn_cli.data.dataset_file import read_dataset_file
+
+    prepared = read_dataset_file(data)
+    if "train" not in prepared.splits:
+        raise UserError(f"{data}: has no split 'train', only {', '.join(prepared.splits)}; prepare it with one")
+    keys = [f"data.classes={json.dumps(prepared.classes, ensure_ascii=False)}"]
+    for name in ("train", "val"):
+        split = prepared.splits.get(name)
+        keys += _data_keys(name, (str(split.images), str(split.annotations)) if split is not None else None)
+    return keys
 
 
 def _existing_run(folder: Path) -> Path:

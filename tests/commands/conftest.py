@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from PIL import Image, ImageDraw
 
 from mrcnn_cli.__main__ import main
@@ -116,4 +117,20 @@ def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = [str(shapes), str(shapes / "shapes.json")]
     words = ["nuclei_scratch", "--train", *data, "--val", *data, "--out", str(folder)]
     assert main(["train", *words, *assignments(*TINY, "train.steps=2")]) == 0
+    return folder
+
+
+@pytest.fixture
+def prepared(shapes: Path, tmp_path: Path) -> Path:
+    """A prepared data set: two of the shapes' pictures to learn from, all to evaluate on."""
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    truth = json.loads((shapes / "shapes.json").read_text())
+    (folder / "val.json").write_text(json.dumps(truth))
+    truth["images"] = truth["images"][:2]
+    truth["annotations"] = [entry for entry in truth["annotations"] if entry["image_id"] <= 2]
+    (folder / "train.json").write_text(json.dumps(truth))
+    splits = {name: {"images": str(shapes), "annotations": f"{name}.json"} for name in ("train", "val")}
+    content = {"name": "shapes", "classes": ["square", "disc"], "splits": splits}
+    (folder / "dataset.toml").write_text(tomli_w.dumps(content))
     return folder

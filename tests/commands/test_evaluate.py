@@ -82,10 +82,24 @@ def test_a_run_without_validation_images_needs_data(mrcnn, shapes):
     assert mrcnn("train", "nuclei_scratch", *words).status == 0
     outcome = mrcnn("evaluate", "run")
     assert outcome.status == 1
-    assert outcome.error.endswith("its run had no validation images; give some with --data DIR ANNOTATIONS")
+    assert outcome.error.endswith("its run had no validation images; give some with --data DIR ANNOTATIONS.json")
     assert mrcnn("evaluate", "run", "--data", shapes, shapes / "shapes.json").status == 0
 
 
-@pytest.mark.parametrize("half", [["--data", "photos"]])
-def test_data_are_a_folder_and_a_file(mrcnn, trained, half):
-    assert mrcnn("evaluate", trained, *half).status == 2
+def test_a_folder_without_its_annotations_is_no_prepared_data_set(mrcnn, trained, shapes):
+    outcome = mrcnn("evaluate", trained, "--data", shapes)
+    assert outcome.status == 1
+    assert outcome.error.startswith(f"{shapes}: no prepared data set (no dataset.toml is there); 'mrcnn data prepare")
+
+
+def test_a_prepared_data_set_gives_the_metrics_of_its_files(mrcnn, trained, prepared):
+    assert mrcnn("evaluate", trained, "--data", prepared, "--json").json == last_evaluation(trained)
+    few = mrcnn("evaluate", trained, "--data", prepared, "--split", "train", "--json").json
+    assert few["images"] == 2
+    missing = mrcnn("evaluate", trained, "--data", prepared, "--split", "test")
+    assert missing.error == "shapes: has no split 'test', only train, val; name one of them"
+
+
+@pytest.mark.parametrize("words", [["--split", "val"], ["--data", "a", "--data", "b", "c.json"]])
+def test_wrong_ways_to_name_data_are_usage_errors(mrcnn, trained, words):
+    assert mrcnn("evaluate", trained, *words).status == 2

@@ -71,6 +71,25 @@ def test_own_data_without_a_recipe_takes_one_for_own_data(mrcnn, own_data, monke
     assert "train.steps: input should be greater than or equal to 1" in outcome.error
 
 
+def test_a_prepared_data_set_is_learnt_with_its_splits_and_classes(mrcnn, prepared, tmp_path):
+    text = (prepared / "dataset.toml").read_text()
+    (prepared / "dataset.toml").write_text(text.replace('"square",\n    "disc"', '"disc",\n    "square"'))
+    words = ["--out", "here", *assignments(*TINY, "train.steps=1")]
+    outcome = mrcnn("train", "nuclei_scratch", "--data", prepared, *words)
+    assert outcome.status == 0, outcome.err
+    assert "data     2 images with 4 objects, 4 to evaluate on" in outcome.err
+    data = tomllib.loads((tmp_path / "here" / "config.toml").read_text())["data"]
+    assert data["classes"] == ["disc", "square"]
+    assert data["val"]["annotations"] == str(prepared / "val.json")
+
+
+def test_a_prepared_data_set_names_all_splits_and_needs_one_to_learn_from(mrcnn, prepared, own_data):
+    assert mrcnn("train", "--data", prepared, *own_data).status == 2
+    text = (prepared / "dataset.toml").read_text()
+    (prepared / "dataset.toml").write_text(text.replace("splits.train", "splits.test"))
+    assert "has no split 'train', only test, val" in mrcnn("train", "--data", prepared).error
+
+
 def test_json_reports_the_run_and_nothing_else(mrcnn, own_data, tmp_path):
     words = [*own_data, "--out", "here", "--json", *assignments(*TINY, "train.steps=1")]
     outcome = mrcnn("train", "nuclei_scratch", *words)
