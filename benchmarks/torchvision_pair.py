@@ -30,8 +30,16 @@ with warnings.catch_warnings():
 CLASSES = 90
 EVERYTHING = 1_000_000  # a mini-batch of that size takes every anchor and every proposal
 # What is done by the libraries under PyTorch, the same for both.
-LIBRARY_CALLS = ("aten::conv2d", "aten::conv_transpose2d", "aten::linear", "aten::convolution_backward", "aten::addmm")
-BACKWARD_CALLS = ("ConvolutionBackward0", "AddmmBackward0")
+LIBRARY_CALLS = (
+    "aten::conv2d",
+    "aten::conv_transpose2d",
+    "aten::linear",
+    "aten::convolution_backward",
+    "aten::addmm",
+    "mkldnn::_convolution_pointwise",
+    "mkldnn::_linear_pointwise",
+)
+BACKWARD_CALLS = ("ConvolutionBackward0", "AddmmBackward0", "_LinearBackward")
 
 
 def config(samples=None, score_threshold=0.05):

@@ -11,7 +11,7 @@ from torch.nn import functional
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.backbones import Backbone, BackboneConfig
 from mrcnn_cli.models.backbones.resnet import ResNet
-from mrcnn_cli.models.convolution import ConvNorm, Norm
+from mrcnn_cli.models.convolution import ConvNorm, Linear, Norm
 from mrcnn_cli.models.fpn import FPN, FPNConfig, LastMap
 from mrcnn_cli.models.matching import ROI_STREAM, generator, sample
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
@@ -109,7 +109,7 @@ class BoxHead(nn.Module):
             inputs *= (config.roi.resolution // (2 if stage else 1)) ** 2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fc):
-            self.fcs.append(nn.Linear(inputs, config.fc_channels))
+            self.fcs.append(Linear(inputs, config.fc_channels))
             inputs = config.fc_channels
         self.logits = nn.Linear(inputs, num_classes + 1)
         self.deltas = nn.Linear(inputs, 4 * (1 if config.class_agnostic else num_classes))

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mrcnn_cli.ops import deform_conv2d
+from mrcnn_cli.ops import deform_conv2d, onednn
 
 Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
+BatchNorms = (nn.BatchNorm2d, nn.SyncBatchNorm)
 Activation = Literal["none", "relu", "relu6"]
 
 
@@ -36,10 +37,11 @@ class FrozenBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """[C] and [C]: y = x * scale + shift."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """[C] and [C] of a batch norm, of whichever class, with fixed statistics: y = x * scale + shift."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
 
 
 def norm_layer(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None:
@@ -63,6 +65,8 @@ class ConvNorm(nn.Conv2d):
         same_padding: pad as TensorFlow's SAME does: to ceil(input / stride) outputs, the odd pixel at the bottom and
             the right. The EfficientNet weights were trained with it. Otherwise kernel // 2 on every side.
     """
+
+    is_plain = True  # a convolution as everybody has it
 
     def __init__(
         self,
@@ -88,16 +92,20 @@ class ConvNorm(nn.Conv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """activation(norm(convolution of [N, C, H, W]) + shortcut); the shortcut has the shape of the result."""
         if self.pad_to:
             x = functional.pad(x, self._uneven_padding(x))
-        if isinstance(self.norm, FrozenBatchNorm):
-            scale, shift = self.norm.scale_and_shift()
-            x = self.convolve(x, self.weight * scale[:, None, None, None], shift)
-        else:
-            x = self.convolve(x, self.weight, self.bias)
-            if self.norm is not None:
-                x = self.norm(x)
+        weight, bias, norm = self._folded()
+        if norm is None and not torch.is_grad_enabled() and self.is_plain and onednn.takes(x):
+            assert not isinstance(self.padding, str)
+            geometry = (self.stride, self.padding, self.dilation)
+            return onednn.conv2d(x, weight, bias, *geometry, self.groups, self.activation, shortcut)
+        x = self.convolve(x, weight, bias)
+        if norm is not None:
+            x = norm(x)
+        if shortcut is not None:
+            x = x + shortcut
         if self.activation == "relu":
             return functional.relu(x, inplace=True)
         if self.activation == "relu6":
@@ -106,7 +114,18 @@ class ConvNorm(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, with these weights."""
+        if self.kernel_size == self.stride == (1, 1) and self.groups == 1 and onednn.takes(x):
+            return onednn.conv1x1(x, weight, bias)
         return self._conv_forward(x, weight, bias)
+
+    def _folded(self) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+        """Weights and bias that contain the normalisation where it is a fixed one, and otherwise the normalisation."""
+        norm = self.norm
+        is_fixed = isinstance(norm, BatchNorms) and not norm.training and not torch.is_grad_enabled()
+        if norm is None or not (is_fixed or isinstance(norm, FrozenBatchNorm)):
+            return self.weight, self.bias, norm
+        scale, shift = scale_and_shift(norm)
+        return self.weight * scale[:, None, None, None], shift, None
 
     def _uneven_padding(self, x: Tensor) -> list[int]:
         kernel, stride = self.kernel_size[0], self.stride[0]
@@ -115,6 +134,15 @@ class ConvNorm(nn.Conv2d):
             total = max((-(-length // stride) - 1) * stride + kernel - length, 0)
             sides += [total // 2, total - total // 2]
         return sides
+
+
+class Linear(nn.Linear):
+    """A linear layer that takes the faster of the products that PyTorch has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if onednn.takes(x):
+            return onednn.linear(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class DeformConvNorm(ConvNorm):
@@ -126,6 +154,8 @@ class DeformConvNorm(ConvNorm):
     Args:
         groups: as many of the input's channels share their offsets; all others as `ConvNorm`.
     """
+
+    is_plain = False
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, modulated: bool, dilation: int = 1, **layer: Any):
         super().__init__(inputs, outputs, 3, stride, dilation=dilation, **layer)
@@ -154,5 +184,5 @@ def freeze(*modules: nn.Module) -> None:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d | nn.SyncBatchNorm):
+            if isinstance(part, BatchNorms):
                 part.momentum = 0.0

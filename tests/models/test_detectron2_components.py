@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.transforms import Resize
 from mrcnn_cli.models.box_head import Found
-from mrcnn_cli.models.convolution import FrozenBatchNorm
+from mrcnn_cli.models.convolution import FrozenBatchNorm, scale_and_shift
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.ops import (
     batched_nms,
@@ -182,7 +182,7 @@ def test_deformable_convolution():
 def test_frozen_batch_norm():
     norm = FrozenBatchNorm(4)
     norm.load_state_dict({key: given(f"fbn/{key}") for key in ("weight", "bias", "running_mean", "running_var")})
-    scale, shift = norm.scale_and_shift()
+    scale, shift = scale_and_shift(norm)
     equal(given("fbn/x") * scale[:, None, None] + shift[:, None, None], "fbn/out_nograd")
 
 

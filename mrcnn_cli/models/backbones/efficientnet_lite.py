@@ -54,8 +54,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else self.expand(x)
-        y = self.project(self.depthwise(y))
-        return x + y if self.has_shortcut else y
+        return self.project(self.depthwise(y), x if self.has_shortcut else None)
 
 
 class EfficientNetLite(nn.Module):

@@ -61,12 +61,12 @@ class BasicBlock(nn.Module):
         norm, eps, dilation = config.norm, config.norm_eps, _dilation(config, stage)
         width = outputs = config.width * 2**stage
         self.conv1 = ConvNorm(inputs, width, 3, stride, dilation=dilation, norm=norm, activation="relu", eps=eps)
-        self.conv2 = ConvNorm(width, width, 3, dilation=dilation, norm=norm, eps=eps)
+        self.conv2 = ConvNorm(width, width, 3, dilation=dilation, norm=norm, activation="relu", eps=eps)
         self.shortcut = _shortcut(config, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return functional.relu(self.conv2(self.conv1(x)) + shortcut, inplace=True)
+        return self.conv2(self.conv1(x), shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -98,12 +98,12 @@ class Bottleneck(nn.Module):
             self.conv2 = ConvNorm(
                 width, width, 3, second, groups=config.groups, dilation=dilation, norm=norm, activation="relu", eps=eps
             )
-        self.conv3 = ConvNorm(width, outputs, 1, norm=norm, eps=eps)
+        self.conv3 = ConvNorm(width, outputs, 1, norm=norm, activation="relu", eps=eps)
         self.shortcut = _shortcut(config, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return functional.relu(self.conv3(self.conv2(self.conv1(x))) + shortcut, inplace=True)
+        return self.conv3(self.conv2(self.conv1(x)), shortcut)
 
 
 def _dilation(config: ResNetConfig, stage: int) -> int:
