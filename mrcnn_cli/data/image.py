@@ -89,6 +89,16 @@ def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
     return _stretch(image, low, high)
 
 
+def resized_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [h, w, 3] by Pillow's bilinear filter, which antialiases when shrinking.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: (height, width).
+    """
+    return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
 def _png_exif(path: Path) -> dict[str, bytes]:
     """{"exif": data} of a PNG file that has such a chunk."""
     with path.open("rb") as file:

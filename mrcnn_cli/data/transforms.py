@@ -5,7 +5,8 @@ continuous coordinates (pixel i covers [i, i + 1)). The picture is resampled acc
 and masks stay as they are annotated: the matrix goes with them.
 """
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageAnnotations
+from mrcnn_cli.data.image import resized_by_pillow
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.structures import Masks, Size, Targets
 
@@ -32,6 +34,10 @@ class Resize(Config):
     scale: Factor | None = None  # 2.0: each picture enlarged twice
     short_side: Pixels | None = None  # 800 where neither is given
     long_side: Pixels | None = None  # 1333 with short_side, no limit with scale
+    # "antialias": torch's bilinear resampling of bytes, antialiased when shrinking; sizes rounded half up. "pillow":
+    # the same by Pillow, as in Detectron2 (they differ by 1 in some of 1,000 pixels). "torchvision": bilinear in
+    # float32 without antialiasing, sizes rounded down, as in torchvision's detectors.
+    method: Literal["antialias", "pillow", "torchvision"] = "antialias"
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +58,7 @@ class Resize(Config):
         return self
 
     def size(self, height: int, width: int, *, short_side: int | None = None, jitter: float = 1.0) -> Size:
-        """(height, width) that a picture becomes; rounded half up, as in Detectron2.
+        """(height, width) that a picture becomes; rounded half up, as in Detectron2, or as `method` says.
 
         Args:
             height: of the picture, as is `width`.
@@ -61,6 +67,9 @@ class Resize(Config):
         """
         short_side = short_side or self.short_side
         new_height, new_width = float(height), float(width)
+        if self.method == "torchvision":
+            scale = self._one_scale(height, width, short_side) * jitter
+            return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
         if short_side is not None:
             scale = short_side / min(height, width)
             new_height, new_width = (short_side, scale * width) if height < width else (scale * height, short_side)
@@ -70,6 +79,13 @@ class Resize(Config):
             scale = self.long_side / max(new_height, new_width)
             new_height, new_width = new_height * scale, new_width * scale
         return max(int(new_height * jitter + 0.5), 1), max(int(new_width * jitter + 0.5), 1)
+
+    def _one_scale(self, height: int, width: int, short_side: int | None) -> float:
+        """What both sides are multiplied by where no side is set to a size."""
+        scale = self.scale or 1.0
+        if short_side is not None:
+            scale = short_side / min(height, width)
+        return scale if self.long_side is None else min(scale, self.long_side / max(height, width))
 
     def factor(self, height: int, width: int) -> float:
         """By how much a picture of this size is enlarged."""
@@ -102,12 +118,12 @@ class Augment(Config):
 
 
 def inference(image: np.ndarray, resize: Resize) -> Tensor:
-    """The picture as the network sees it outside of training: uint8 [3, h, w].
+    """The picture as the network sees it outside of training: [3, h, w], float32 by torchvision's method, else uint8.
 
     Args:
         image: uint8 [H, W, 3].
     """
-    return _resized(image, resize.size(*image.shape[:2]))
+    return _resized(image, resize.size(*image.shape[:2]), resize.method)
 
 
 def training(
@@ -117,7 +133,7 @@ def training(
     augment: Augment,
     generator: np.random.Generator,
 ) -> tuple[Tensor, Targets]:
-    """A varied picture, uint8 [3, h, w], and its objects in the picture's new pixels.
+    """A varied picture, [3, h, w] as `inference` gives it, and its objects in the picture's new pixels.
 
     With `augment.crop` a square of the resized picture is taken (all of a side that is shorter); only that region is
     resized. Objects outside of it are left out; an object that it cuts gets the box of what is left of its mask.
@@ -156,7 +172,7 @@ def training(
         new_height, new_width = new_width, new_height
     matrix = np.diag([new_width / region.shape[1], new_height / region.shape[0], 1.0]) @ matrix
     recoloured = _recoloured(region, augment, next(draws), next(draws), next(draws))
-    pixels = _resized(recoloured, (new_height, new_width))
+    pixels = _resized(recoloured, (new_height, new_width), resize.method)
     window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     boxes, kept = _visible(annotations, window, scale, augment)
     return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width))
@@ -166,14 +182,20 @@ def _between(bounds: Range, draw: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * draw
 
 
-def _resized(image: np.ndarray, size: Size) -> Tensor:
-    """Bilinear and antialiased like Pillow's, [3, h, w].
+def _resized(image: np.ndarray, size: Size, method: str) -> Tensor:
+    """[3, h, w] as `Resize.method` says.
 
     torch has a path of its own for uint8 in channels-last order, several times as fast as Pillow or float32; it is
     taken only if the batch's stride is right, too, which permuting a batch of one gives and unsqueezing does not.
     """
+    if method == "torchvision":
+        floats = torch.from_numpy(np.require(image, np.float32, ["C", "W"])[None]).permute(0, 3, 1, 2)
+        # In planes, as torchvision has them: its kernels for channels-last order round differently.
+        return interpolate(floats.contiguous(), size, mode="bilinear", align_corners=False)[0]
     if image.shape[:2] == size:
         return torch.from_numpy(image.copy()).permute(2, 0, 1)
+    if method == "pillow":
+        return torch.from_numpy(resized_by_pillow(image, size)).permute(2, 0, 1)
     batch = torch.from_numpy(np.require(image, requirements=["C", "W"])[None]).permute(0, 3, 1, 2)
     return interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)[0]
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from torch.nn.functional import interpolate
 
 from mrcnn_cli import config
 from mrcnn_cli.data.annotations import ImageAnnotations
@@ -389,3 +390,34 @@ def test_values_out_of_range_are_refused_in_words(schema, table, words):
     with pytest.raises(UserError) as caught:
         config.validate(schema, table)
     assert words in str(caught.value)
+
+
+def test_pillows_bytes_and_torchs_differ_by_rounding_only():
+    image = np.random.default_rng(0).integers(0, 256, (120, 90, 3), dtype=np.uint8)
+    resize = Resize(short_side=64, method="pillow")
+    pillow = inference(image, resize)
+    expected = np.asarray(Image.fromarray(image).resize((64, 85), Image.Resampling.BILINEAR))
+    assert pillow.dtype == torch.uint8
+    assert np.array_equal(pillow.permute(1, 2, 0).numpy(), expected)
+    difference = (pillow.int() - inference(image, Resize(short_side=64)).int()).abs()
+    assert difference.max() <= 1
+
+
+def test_torchvisions_sizes_are_rounded_down_and_its_pixels_are_not_rounded():
+    image = np.random.default_rng(0).integers(0, 256, (427, 640, 3), dtype=np.uint8)
+    for resize in (Resize(method="torchvision"), Resize(short_side=300, long_side=333, method="torchvision")):
+        pixels = inference(image, resize)
+        scale = min(resize.short_side / 427, resize.long_side / 640)
+        expected = interpolate(
+            torch.from_numpy(image).permute(2, 0, 1)[None].float(),
+            scale_factor=scale,
+            mode="bilinear",
+            recompute_scale_factor=True,
+        )[0]
+        assert pixels.shape == expected.shape
+        torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-4)
+
+
+def test_a_scale_and_a_limit_hold_for_torchvisions_method_too():
+    assert Resize(scale=0.5, method="torchvision").size(99, 201) == (49, 100)
+    assert Resize(scale=2.0, long_side=300, method="torchvision").size(100, 200) == (150, 300)
