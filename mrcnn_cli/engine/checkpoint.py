@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mrcnn_cli import config as recipes
+from mrcnn_cli.engine import foreign
 from mrcnn_cli.engine.files import write_bytes
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
@@ -29,7 +30,8 @@ class Checkpoint:
         config: the run that made it.
         categories: label -> {"id": id in the annotation file, "name": ...}.
         path: the file that it came from.
-        step: optimiser steps that it has seen.
+        step: optimiser steps that it has seen, 0 for a file of another system.
+        origin: the system that the weights come from, empty for our own.
     """
 
     model: nn.Module
@@ -37,6 +39,7 @@ class Checkpoint:
     categories: list[dict[str, Any]]
     path: Path
     step: int
+    origin: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,9 +79,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, about
 
 
-def write_weights(path: Path, model: nn.Module, config: RunConfig, categories: list[dict[str, Any]], step: int) -> None:
-    """Weights with the resolved recipe, the classes and the step."""
+def write_weights(
+    path: Path, model: nn.Module, config: RunConfig, categories: list[dict[str, Any]], step: int, origin: str = ""
+) -> None:
+    """Weights with the resolved recipe, the classes, the step and, if not trained here, the system they come from."""
     about = {"config": recipes.dumps(config), "categories": json.dumps(categories), "step": str(step)}
+    if origin:
+        about["origin"] = origin
     write_tensors(path, model.state_dict(), about)
 
 
@@ -95,46 +102,91 @@ def weights_file(path: str | Path) -> Path:
     return path
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", overrides: Iterable[str] = ()) -> Checkpoint:
-    """A model ready to predict, from a run folder or a checkpoint.
+def is_foreign(path: Path) -> bool:
+    """Whether a file comes from another system: it is no safetensors, or lacks the mark of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") != FORMAT
+    except (SafetensorError, OSError):
+        return path.suffix != ".safetensors"
+
+
+def load(
+    path: str | Path, device: str | torch.device = "cpu", overrides: Iterable[str] = (), recipe: str | None = None
+) -> Checkpoint:
+    """A model ready to predict, from a run folder, a checkpoint, or a file of another system.
 
     Args:
-        path: of either of them.
+        path: of one of them.
         device: where the model shall be.
         overrides: of the recipe that is kept with the weights, such as "model.box_head.nms_threshold=0.6".
+        recipe: of a file of another system, in place of the one that its tensors tell.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one whose weights do not fit its recipe.
     """
     file = weights_file(path)
-    tensors, about = read_tensors(file)
-    try:
-        table, categories, step = recipes.loads(about["config"]), json.loads(about["categories"]), int(about["step"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{file}: holds no weights to predict with ({error}); give best.safetensors") from None
-    config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
+    if is_foreign(file):
+        read = foreign.read(file)
+        converted = foreign.convert(read, overrides, recipe)
+        tensors, config, categories = converted.tensors, converted.config, converted.categories
+        step, origin, theirs = 0, read.system.NAME, read.renamed.sources
+    else:
+        tensors, about = read_tensors(file)
+        try:
+            table, categories, step = (
+                recipes.loads(about["config"]),
+                json.loads(about["categories"]),
+                int(about["step"]),
+            )
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{file}: holds no weights to predict with ({error}); give best.safetensors") from None
+        config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
+        origin, theirs = about.get("origin", ""), {}
     model = build_model(config.model, len(categories))
-    load_weights(model, tensors, str(file))
+    load_weights(model, tensors, str(file), theirs)
     model.to(device).to(memory_format=torch.channels_last).eval()
-    return Checkpoint(model, config, categories, file, step)
+    return Checkpoint(model, config, categories, file, step, origin)
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], source: str, theirs: Mapping[str, str] | None = None
+) -> None:
     """Copy tensors into a model; every name and shape must fit.
+
+    Batch norms' counters of batches, which nothing here depends on, may be missing or too many: weights fit a recipe
+    whether it freezes their batch norms or not.
+
+    Args:
+        model: to be filled.
+        tensors: by the model's names.
+        source: what to call them in an error.
+        theirs: what a tensor was called in the file, where it was called otherwise.
 
     Raises:
         UserError: names the first tensor that is missing, unknown or of another shape.
     """
+
+    def called(name: str) -> str:
+        return f"{name} ({theirs[name]})" if theirs and name in theirs else name
+
     wanted = model.state_dict()
+    filled = {name: tensor for name, tensor in tensors.items() if name in wanted or not is_counter(name)}
+    filled |= {name: tensor for name, tensor in wanted.items() if name not in filled and is_counter(name)}
     for name, tensor in wanted.items():
-        if name not in tensors:
+        if name not in filled:
             raise UserError(f"{source}: does not fit the model: it lacks {name} {list(tensor.shape)}")
-        if tensors[name].shape != tensor.shape:
+        if filled[name].shape != tensor.shape:
             raise UserError(
-                f"{source}: does not fit the model: {name} is {list(tensors[name].shape)}, "
+                f"{source}: does not fit the model: {called(name)} is {list(filled[name].shape)}, "
                 f"the model needs {list(tensor.shape)} (another number of classes or another recipe?)"
             )
-    extra = sorted(set(tensors) - set(wanted))
+    extra = sorted(set(filled) - set(wanted))
     if extra:
-        raise UserError(f"{source}: does not fit the model: it has {extra[0]}, unknown to the model")
-    model.load_state_dict(dict(tensors))
+        raise UserError(f"{source}: does not fit the model: it has {called(extra[0])}, unknown to the model")
+    model.load_state_dict(filled)
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts the batches that a batch norm has seen."""
+    return name.endswith(".num_batches_tracked")

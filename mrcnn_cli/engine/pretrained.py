@@ -34,10 +34,7 @@ def load_backbone(model: nn.Module, config: RunConfig) -> None:
         UserError: the package with the weights is missing, or its file is not the one we know.
     """
     if config.model.backbone.weights == "imagenet":
-        tensors = lite0_weights()
-        if config.model.backbone.norm == "frozen_batch_norm":
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-        load_weights(model.get_submodule("backbone"), tensors, "ImageNet weights of efficientnet_lite0")
+        load_weights(model.get_submodule("backbone"), lite0_weights(), "ImageNet weights of efficientnet_lite0")
 
 
 def lite0_weights() -> dict[str, Tensor]:

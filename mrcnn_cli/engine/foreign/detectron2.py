@@ -1,5 +1,8 @@
 """Detectron2: its names and its conventions."""
 
+from typing import Any
+
+from mrcnn_cli.engine.foreign.categories import coco_categories, numbered
 from mrcnn_cli.engine.foreign.names import Table
 
 NAME = "Detectron2"
@@ -9,7 +12,7 @@ CLASSIFIER = "of the ImageNet classifier"
 
 # Backbones stand below `backbone.bottom_up` where there is a pyramid, directly below `backbone` in C4 and DC5 models,
 # and on top of the file where it holds a backbone alone.
-_RESNET: Table = (
+_RESNET = (
     ("stem.conv1.{*}", "stem.{*}"),
     ("res{stage+2}.{block}.conv2_offset.{*}", "stages.{stage}.{block}.conv2.offset.{*}"),
     ("res{stage+2}.{block}.{*}", "stages.{stage}.{block}.{*}"),
@@ -46,3 +49,43 @@ NAMES: Table = (
     ("{part}.anchor_generator.cell_anchors.{*}", None, COMPUTED),
     ("anchor_generator.cell_anchors.{*}", None, COMPUTED),
 )
+
+# The keys of a recipe that its zoo takes for granted; those of heads count where a model has the head.
+CONVENTIONS: dict[str, Any] = {
+    "model.pixels.channels": "bgr",
+    "model.pixels.mean": [103.53, 116.28, 123.675],
+    "model.pixels.deviation": [1.0, 1.0, 1.0],
+    "model.backbone.frozen_stages": 2,
+    "model.rpn.loss_denominator": "samples_per_image",
+    "model.rpn.smooth_l1_beta": 0.0,
+    "model.rpn.post_nms_top_n_train": 1000,
+    "model.rpn.min_size": 0.0,
+    "model.box_head.roi.sampling_ratio": 0,
+    "model.box_head.smooth_l1_beta": 0.0,
+    "model.mask_head.roi.sampling_ratio": 0,
+    "data.resize.method": "pillow",
+    "data.size_divisor": 32,
+}
+
+
+def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
+    """What depends on the architecture."""
+    backbone, special = model["backbone"], {}
+    # The ImageNet weights of MSRA stride in the first convolution of a bottleneck; those of FAIR's ResNeXt and of the
+    # models with group norm in the second, and ResNeXt's alone saw pixels divided by their deviation.
+    special["model.backbone.stride_in_1x1"] = backbone["groups"] == 1 and backbone["norm"] != "group_norm"
+    if backbone["groups"] > 1:
+        special["model.pixels.deviation"] = [57.375, 57.12, 58.395]
+    if not model["fpn"]["pyramid"]:  # C4 and DC5
+        special |= {
+            "model.rpn.pre_nms_top_n_train": 12000,
+            "model.rpn.pre_nms_top_n": 6000,
+            "model.rpn.post_nms_top_n_train": 2000,
+            "data.size_divisor": 0,
+        }
+    return special
+
+
+def categories(count: int) -> list[dict[str, Any]]:
+    """label -> {"id", "name"} for so many classes."""
+    return coco_categories() if count == 80 else numbered(count)

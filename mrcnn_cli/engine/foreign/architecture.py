@@ -1,0 +1,134 @@
+"""What a model looks like, told from its tensors by our names: the tables of a recipe that would build it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mrcnn_cli.models.backbones.resnet import DEPTHS
+
+Tensors = Mapping[str, Tensor]
+Table = dict[str, Any]
+
+# The parts beside backbone and pyramid -> the model that has just these.
+MODELS = {
+    frozenset({"rpn", "box_head"}): "faster_rcnn",
+    frozenset({"rpn", "box_head", "mask_head"}): "mask_rcnn",
+}
+
+
+def model_table(tensors: Tensors) -> Table:
+    """The table [model] of a recipe for these weights, as far as names and shapes tell it.
+
+    What they cannot tell - strides, sampling, thresholds, pixels - follows from the system that they come from.
+
+    Raises:
+        ValueError: no model here has these parts, or they are of no known shape.
+    """
+    parts = parts_of(tensors) - {"backbone", "fpn"}
+    if parts not in MODELS:
+        known = "; ".join(f"{name}: {', '.join(sorted(key))}" for key, name in MODELS.items())
+        raise ValueError(f"no model here has the parts {', '.join(sorted(parts)) or 'of a backbone alone'} ({known})")
+    table: Table = {"name": MODELS[parts], "backbone": _resnet(tensors), "fpn": _fpn(tensors)}
+    if table["fpn"]["pyramid"] is False:
+        table["anchors"] = {"sizes": [[32, 64, 128, 256, 512]]}
+        table["backbone"] |= {"stages": 3} if "box_head.stage.0.conv1.weight" in tensors else {"dilated": True}
+    return table | {part: HEADS[part](tensors) for part in sorted(parts)}
+
+
+def parts_of(tensors: Tensors) -> frozenset[str]:
+    """The top modules that the tensors belong to: backbone, fpn, rpn, box_head, ..."""
+    return frozenset(name.partition(".")[0] for name in tensors)
+
+
+def number_of_classes(tensors: Tensors) -> int:
+    """K, without background."""
+    return tensors["box_head.logits.weight"].shape[0] - 1
+
+
+def _resnet(tensors: Tensors) -> Table:
+    """Depth, groups, normalisation and deformable convolutions of a ResNet; its fourth stage may be the box head's."""
+    where = ["backbone.stages.0", "backbone.stages.1", "backbone.stages.2", "backbone.stages.3"]
+    if "box_head.stage.0.conv1.weight" in tensors:
+        where[3] = "box_head.stage"
+    depths, bottleneck = tuple(_count(tensors, prefix) for prefix in where), f"{where[0]}.0.conv3.weight" in tensors
+    name = next((name for name, shape in DEPTHS.items() if shape == (depths, bottleneck)), None)
+    if name is None:
+        raise ValueError(f"stages of {', '.join(map(str, depths))} blocks are no ResNet of {', '.join(DEPTHS)}")
+    width, middle = len(tensors["backbone.stem.weight"]), tensors[f"{where[0]}.0.conv2.weight"]
+    offsets = tensors.get(f"{where[1]}.0.conv2.offset.weight")
+    groups = len(middle) // middle.shape[1]
+    return {
+        "name": name,
+        "width": width,
+        "groups": groups,
+        "width_per_group": len(middle) * 64 // (width * groups),
+        "norm": _norm(tensors, "backbone.stem"),
+        "deformable": "none" if offsets is None else {18: "v1", 27: "v2"}[len(offsets)],
+        "weights": "given",
+    }
+
+
+def _fpn(tensors: Tensors) -> Table:
+    if "fpn.laterals.0.weight" not in tensors:
+        return {"pyramid": False}
+    channels, top = len(tensors["fpn.outputs.0.weight"]), "pool"
+    if "fpn.tops.0.weight" in tensors:
+        top = "pyramid_convs" if tensors["fpn.tops.0.weight"].shape[1] == channels else "backbone_convs"
+    return {"pyramid": True, "channels": channels, "norm": _norm(tensors, "fpn.outputs.0"), "top": top}
+
+
+def _rpn(tensors: Tensors) -> Table:
+    return {"num_conv": _count(tensors, "rpn.convs"), "norm": _norm(tensors, "rpn.convs.0")}
+
+
+def _box_head(tensors: Tensors) -> Table:
+    table: Table = {"stage": "box_head.stage.0.conv1.weight" in tensors}
+    table |= _convolutions(tensors, "box_head")
+    table["num_fc"] = _count(tensors, "box_head.fcs")
+    table["class_agnostic"] = len(tensors["box_head.deltas.weight"]) == 4 and number_of_classes(tensors) > 1
+    if table["num_fc"]:
+        first = tensors["box_head.fcs.0.weight"]
+        channels = table.get("conv_channels", tensors["rpn.logits.weight"].shape[1])
+        table |= {"fc_channels": len(first), "roi": {"resolution": round((first.shape[1] / channels) ** 0.5)}}
+    else:
+        table["roi"] = {"resolution": 14}  # the C4 form
+    return table
+
+
+def _mask_head(tensors: Tensors) -> Table:
+    table = _convolutions(tensors, "mask_head") | {"conv_channels": tensors["mask_head.upsample.weight"].shape[1]}
+    table["class_agnostic"] = len(tensors["mask_head.logits.weight"]) == 1 and number_of_classes(tensors) > 1
+    table["roi"] = {"resolution": 14}  # a head of convolutions does not tell, but all systems take that
+    return table
+
+
+# How the table of each part is told from the tensors.
+HEADS: dict[str, Callable[[Tensors], Table]] = {
+    "rpn": _rpn,
+    "box_head": _box_head,
+    "mask_head": _mask_head,
+}
+
+
+def _convolutions(tensors: Tensors, head: str) -> Table:
+    count = _count(tensors, f"{head}.convs")
+    table: Table = {"num_conv": count}
+    if count:
+        first = f"{head}.convs.0"
+        table |= {"conv_channels": len(tensors[f"{first}.weight"]), "norm": _norm(tensors, first)}
+    return table
+
+
+def _count(tensors: Tensors, prefix: str) -> int:
+    """How many modules a list of modules has."""
+    return len({name[len(prefix) + 1 :].partition(".")[0] for name in tensors if name.startswith(f"{prefix}.")})
+
+
+def _norm(tensors: Tensors, layer: str) -> str:
+    if f"{layer}.norm.weight" not in tensors:
+        return "none"
+    if f"{layer}.norm.running_mean" not in tensors:
+        return "group_norm"
+    # Frozen ones never count batches.
+    return "batch_norm" if f"{layer}.norm.num_batches_tracked" in tensors else "frozen_batch_norm"
