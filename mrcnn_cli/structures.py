@@ -82,6 +82,8 @@ class Targets:
         image_id: the id in the annotation file, -1 where there is none.
         seed: of the random draws that belong to this image (which anchors, which RoIs), so that they depend neither
             on the batch an image is in nor on the number of processes.
+        keypoints: [G, P, 3] float32 x, y and visibility (0: not labelled, 1: hidden, 2: visible); None where the data
+            has none.
     """
 
     boxes: Tensor
@@ -90,12 +92,19 @@ class Targets:
     masks: Masks | None = None
     image_id: int = -1
     seed: int = 0
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> "Targets":
-        return replace(self, boxes=self.boxes.to(device), labels=self.labels.to(device), crowds=self.crowds.to(device))
+        return replace(
+            self,
+            boxes=self.boxes.to(device),
+            labels=self.labels.to(device),
+            crowds=self.crowds.to(device),
+            keypoints=None if self.keypoints is None else self.keypoints.to(device),
+        )
 
     def pin_memory(self) -> "Targets":
         return self  # small tensors: not worth it
@@ -112,6 +121,7 @@ class Detections:
         size: (height, width) of the picture.
         masks: per detection a COCO run-length encoding {"size": [height, width], "counts": bytes}; None for a model
             without masks.
+        keypoints: [D, P, 3] float32 x, y and score of each keypoint; None for a model without keypoints.
     """
 
     boxes: Tensor
@@ -119,14 +129,22 @@ class Detections:
     labels: Tensor
     size: Size
     masks: list[dict[str, Any]] | None = None
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    def take(self, index: Tensor) -> "Detections":
+        """The detections at these places [S] int64, in this order."""
+        return replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            masks=None if self.masks is None else [self.masks[i] for i in index.tolist()],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
+        )
+
     def above(self, score: float) -> "Detections":
         """Only the detections with at least this score."""
-        chosen = (self.scores >= score).nonzero()[:, 0]
-        masks = None if self.masks is None else [self.masks[i] for i in chosen.tolist()]
-        return replace(
-            self, boxes=self.boxes[chosen], scores=self.scores[chosen], labels=self.labels[chosen], masks=masks
-        )
+        return self.take((self.scores >= score).nonzero()[:, 0])

@@ -6,17 +6,19 @@ from pydantic import Field
 from torch import nn
 
 from mrcnn_cli.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
+from mrcnn_cli.models.keypoint_rcnn import KeypointRCNN, KeypointRCNNConfig
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 
 MODELS = {
     "faster_rcnn": FasterRCNN,
     "mask_rcnn": MaskRCNN,
+    "keypoint_rcnn": KeypointRCNN,
 }
 
-ModelConfig = Annotated[FasterRCNNConfig | MaskRCNNConfig, Field(discriminator="name")]
+ModelConfig = Annotated[FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig, Field(discriminator="name")]
 
 
-def build_model(config: FasterRCNNConfig | MaskRCNNConfig, num_classes: int) -> nn.Module:
+def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """The model that a recipe describes, with fresh weights.
 
     Args:

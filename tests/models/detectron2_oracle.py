@@ -110,8 +110,8 @@ class Reference:
         assert error <= tolerance, f"{key}: off by {error:.2e} standard deviations"
 
 
-def target(bitmaps=False):
-    """The truth about image 0, with masks as polygons or as the run lengths of bitmaps."""
+def target(num_classes=80, bitmaps=False):
+    """The truth about image 0 for a model of so many classes, with masks as polygons or as bitmaps' run lengths."""
     given = inputs()
     boxes, labels = torch.from_numpy(given["gt/boxes"]), torch.from_numpy(given["gt/classes"]).long()
     if bitmaps:
@@ -120,7 +120,13 @@ def target(bitmaps=False):
         masks = [coco_mask.encode(np.asfortranarray(mask)) for mask in bits.reshape(-1, height, width)]
     else:
         masks = [[given[key].tolist() for key in sorted(given) if key.startswith(f"gt/polygon_{i}_")] for i in range(3)]
-    return Targets(boxes, labels, torch.zeros(0, 4), Masks(masks, torch.eye(2, 3, dtype=torch.float64)))
+    return Targets(
+        boxes,
+        labels % num_classes,  # all of one class for the model of keypoints
+        torch.zeros(0, 4),
+        Masks(masks, torch.eye(2, 3, dtype=torch.float64)),
+        keypoints=torch.from_numpy(given["gt/keypoints"]),
+    )
 
 
 def first_ones(indices, count, random):

@@ -1,12 +1,14 @@
 """Our models give Detectron2's numbers, with the weights that its own were filled with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.models import matching
-from mrcnn_cli.structures import ImageBatch, Targets
+from mrcnn_cli.structures import ImageBatch
 from tests.models.detectron2_oracle import (
     BORDERLINE,
     FEATURES,
@@ -26,6 +28,7 @@ from tests.models.detectron2_oracle import (
 MODELS = {
     "mask_rcnn_R_50_FPN_3x": ("mask_rcnn_r50_fpn_3x", (), {}),
     "faster_rcnn_R_50_FPN_3x": ("faster_rcnn_r50_fpn_3x", (), {}),
+    "keypoint_rcnn_R_50_FPN_3x": ("keypoint_rcnn_r50_fpn_3x", (), {}),
     "mask_rcnn_R_50_C4_3x": (
         "mask_rcnn_r50_c4_3x",
         ("model.rpn.post_nms_top_n=100", "model.box_head.samples_per_image=64"),
@@ -44,6 +47,7 @@ LOSSES = {
     "loss_cls": "loss_class",
     "loss_box_reg": "loss_box",
     "loss_mask": "loss_mask",
+    "loss_keypoint": "loss_keypoint",
 }
 
 
@@ -95,7 +99,7 @@ def test_the_box_head_says_of_given_boxes_what_detectron2s_says(case, index):
 
 
 @pytest.mark.parametrize("index", IMAGES)
-def test_detections_and_masks_are_detectron2s(case, index):
+def test_detections_masks_and_keypoints_are_detectron2s(case, index):
     reference, model, tolerances = case
     images, record, prefix = reference.images(index), reference.record, f"img{index}/post"
     with torch.inference_mode():
@@ -104,6 +108,14 @@ def test_detections_and_masks_are_detectron2s(case, index):
     factor = max(found.size[0] / images.sizes[0][0], 1.0)
     pixels = tolerances.get("pixels", 0.02) * factor
     places = compare(found, record, prefix, pixels, tolerances.get("score", 1e-3))
+    if found.keypoints is not None:
+        both = places >= 0
+        keypoints, expected = found.keypoints[places[both]], torch.from_numpy(record[f"{prefix}/keypoints"])[both]
+        sides = (found.boxes[:, 2:] - found.boxes[:, :2])[places[both]].amax(1, keepdim=True)
+        distance = (keypoints[..., :2] - expected[..., :2]).abs().amax(-1)
+        assert (distance <= 0.1 * factor).double().mean() >= 0.95
+        assert (distance <= (2 * sides / 56).clamp(min=0.1 * factor)).all()  # the other of two nearly equal cells
+        assert (keypoints[..., 2] - expected[..., 2]).abs().max() <= 2e-3
     if found.masks is None:
         return
     for number, counts in enumerate(record[f"{prefix}/mask_rle_top10"]):
@@ -137,7 +149,7 @@ def test_losses_and_gradients_are_detectron2s(case, monkeypatch):
     monkeypatch.setattr(matching, "_choose", first_ones)
     model.train()
     try:
-        losses = model(reference.images(0), [target()])
+        losses = model(reference.images(0), [target(reference.num_classes)])
         expected = dict(zip(record["train/loss/names"], record["train/loss/values"], strict=True))
         assert {LOSSES[name] for name in expected} == set(losses)
         for name, value in expected.items():
@@ -163,14 +175,14 @@ def test_losses_and_gradients_are_detectron2s(case, monkeypatch):
 
 # ---- batches, images without objects, masks as bitmaps
 
-EXTRAS = "mask_rcnn_R_50_FPN_3x"
-NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long), torch.zeros(0, 4), target().masks[[]])
+EXTRAS = ("mask_rcnn_R_50_FPN_3x", "keypoint_rcnn_R_50_FPN_3x")
 
 
-@pytest.fixture(scope="module")
-def mask_rcnn():
-    reference = Reference(EXTRAS, *MODELS[EXTRAS][:2])
-    return reference, reference.model()
+@pytest.fixture(scope="module", params=EXTRAS)
+def filled(request):
+    """(name of the record, the record, our model)"""
+    reference = Reference(request.param, *MODELS[request.param][:2])
+    return request.param, reference, reference.model()
 
 
 def both_images(reference):
@@ -179,33 +191,36 @@ def both_images(reference):
     return ImageBatch.collate(pixels, [batch.original_sizes[0] for batch in images])
 
 
-def test_a_batch_of_two_images_is_detectron2s(mask_rcnn):
-    reference, model = mask_rcnn
+def test_a_batch_of_two_images_is_detectron2s(filled):
+    name, reference, model = filled
     images, record = both_images(reference), extras()
-    assert [1, *images.pixels.shape[1:]] == [1, *record[f"{EXTRAS}/batch2/input_shape"][1:].tolist()]
+    assert [1, *images.pixels.shape[1:]] == [1, *record[f"{name}/batch2/input_shape"][1:].tolist()]
     with torch.inference_mode():
         for index, found in enumerate(model.predict(images)):
             factor = max(found.size[0] / images.sizes[index][0], 1.0)
-            compare(found, record, f"{EXTRAS}/batch2/post{index}", 0.02 * factor, 1e-3)
+            compare(found, record, f"{name}/batch2/post{index}", 0.02 * factor, 1e-3)
 
 
-@pytest.mark.parametrize(
-    ("key", "targets"),
-    [
-        ("train_empty_gt", [NOTHING]),
-        ("train_batch2_second_empty", [target(), NOTHING]),
-        ("train_bitmask_gt", [target(bitmaps=True)]),
-    ],
-)
-def test_losses_without_objects_and_of_bitmaps_are_detectron2s(mask_rcnn, monkeypatch, key, targets):
-    reference, model = mask_rcnn
+def test_losses_without_objects_and_of_bitmaps_are_detectron2s(filled, monkeypatch):
+    name, reference, model = filled
     monkeypatch.setattr(matching, "_choose", first_ones)
-    images = both_images(reference) if len(targets) == 2 else reference.images(0)
-    try:
-        with torch.no_grad():
-            losses = model.train()(images, targets)
-    finally:
-        model.eval()
-    record = extras()
-    for name, value in zip(*(record[f"{EXTRAS}/{key}/loss_{part}"] for part in ("names", "values")), strict=True):
-        assert abs(losses[LOSSES[name]].item() - value) <= LOSS * abs(value), name
+    truth, record = target(reference.num_classes), extras()
+    nothing = replace(
+        truth, boxes=truth.boxes[:0], labels=truth.labels[:0], masks=truth.masks[[]], keypoints=truth.keypoints[:0]
+    )
+    batches = {
+        "train_empty_gt": [nothing],
+        "train_batch2_second_empty": [truth, nothing],
+        "train_bitmask_gt": [target(reference.num_classes, bitmaps=True)],
+    }
+    recorded = sorted({key.split("/")[1] for key in record if key.startswith(f"{name}/train")})
+    assert len(recorded) == (3 if "mask_head" in dict(model.named_children()) else 2)
+    for kind in recorded:
+        images = both_images(reference) if len(batches[kind]) == 2 else reference.images(0)
+        try:
+            with torch.no_grad():
+                losses = model.train()(images, batches[kind])
+        finally:
+            model.eval()
+        for loss, value in zip(*(record[f"{name}/{kind}/loss_{part}"] for part in ("names", "values")), strict=True):
+            assert abs(losses[LOSSES[loss]].item() - value) <= LOSS * abs(value), (kind, loss)

@@ -43,6 +43,9 @@ NAMES: Table = (
     ("roi_heads.mask_head.mask_fcn{index+1}.{*}", "mask_head.convs.{index}.{*}"),
     ("roi_heads.mask_head.deconv.{*}", "mask_head.upsample.{*}"),
     ("roi_heads.mask_head.predictor.{*}", "mask_head.logits.{*}"),
+    # keypoints
+    ("roi_heads.keypoint_head.conv_fcn{index+1}.{*}", "keypoint_head.convs.{index}.{*}"),
+    ("roi_heads.keypoint_head.score_lowres.{*}", "keypoint_head.logits.{*}"),
     # buffers of older versions
     ("pixel_mean", None, COMPUTED),
     ("pixel_std", None, COMPUTED),
