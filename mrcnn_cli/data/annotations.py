@@ -39,6 +39,7 @@ class ImageAnnotations:
         crowds: [G] bool: a region of many objects rather than one.
         ids: [G] int64, of the annotation file.
         segmentations: per object polygons or a run-length encoding as in COCO; None where the data has no masks.
+        keypoints: [G, P, 3] float32 x, y and visibility as in COCO; None where the data has no keypoints.
     """
 
     image_id: int
@@ -47,6 +48,7 @@ class ImageAnnotations:
     crowds: np.ndarray
     ids: np.ndarray
     segmentations: list[Any] | None = None
+    keypoints: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -61,6 +63,7 @@ class Annotations(Sequence[ImageAnnotations]):
         boxes: [A, 4] float32 x1, y1, x2, y2 within the picture.
         areas: [A] float64.
         labels, crowds: [A] int64 and bool.
+        keypoints: [A, P, 3] float64 as in the file, for evaluation; P is 0 where they were not asked for.
         first: [I + 1] where each image's objects start.
         has_masks: whether each object has one (else none has).
     """
@@ -77,6 +80,8 @@ class Annotations(Sequence[ImageAnnotations]):
         self.areas = np.frombuffer(builder.areas, np.float64)[order]
         self.bboxes = np.frombuffer(builder.bboxes, np.float64).reshape(-1, 4)[order]
         self.boxes = np.frombuffer(builder.boxes, np.float32).reshape(-1, 4)[order]
+        self.keypoints = np.frombuffer(builder.keypoints, np.float64).reshape(len(image), builder.points, 3)[order]
+        self._offset = builder.offset
         # Polygons and encodings stay where they were read: object a has polygons first_polygon[a]..last_polygon[a],
         # polygon p has coordinates first_coordinate[p]..first_coordinate[p + 1], and so on.
         polygons, encodings = (np.frombuffer(part, np.int64) for part in (builder.polygon_ends, builder.encoding_ends))
@@ -103,6 +108,7 @@ class Annotations(Sequence[ImageAnnotations]):
             self.crowds[start:end],
             self.ids[start:end],
             [self.segmentation(a, record) for a in range(start, end)] if self.has_masks else None,
+            self._continuous(self.keypoints[start:end]) if self.keypoints.shape[1] else None,
         )
 
     def segmentation(self, a: int, record: ImageRecord) -> Any:
@@ -114,11 +120,20 @@ class Annotations(Sequence[ImageAnnotations]):
         ends = self._first_coordinate[first : last + 1].tolist()
         return [self._coordinates[i:j].tolist() for i, j in pairwise(ends)]
 
+    def _continuous(self, keypoints: np.ndarray) -> np.ndarray:
+        return (keypoints + np.array([self._offset, self._offset, 0])).astype(np.float32)
+
 
 class AnnotationBuilder:
-    """Takes objects one by one, in any order of images."""
+    """Takes objects one by one, in any order of images.
 
-    def __init__(self) -> None:
+    Args:
+        points: keypoints of each object.
+        offset: from the keypoints' coordinates in the file to ours, in pixels.
+    """
+
+    def __init__(self, points: int = 0, offset: float = 0.0) -> None:
+        self.points, self.offset, self.keypoints = points, offset, array("d")
         self.image, self.ids, self.labels = array("q"), array("q"), array("q")
         self.crowds, self.masked = array("b"), array("b")
         self.areas, self.bboxes, self.boxes = array("d"), array("d"), array("f")
@@ -135,6 +150,7 @@ class AnnotationBuilder:
         box: Sequence[float],
         area: float,
         segmentation: Segmentation | None,
+        keypoints: Sequence[float] = (),
     ) -> None:
         """One object; `image` is the image's place in the list of records, the rest as in `Annotations`."""
         self.image.append(image)
@@ -145,6 +161,7 @@ class AnnotationBuilder:
         self.boxes.extend(box)
         self.areas.append(area)
         self.masked.append(segmentation is not None)
+        self.keypoints.extend(keypoints)
         if isinstance(segmentation, bytes):
             self.encoded += segmentation
         elif segmentation is not None:

@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.annotations import AnnotationBuilder, Annotations, ImageAnnotations, ImageRecord, Segmentation
 from mrcnn_cli.data.image import image_size, read_image
+from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import compressed, run_lengths
@@ -43,6 +44,8 @@ class Dataset:
         annotations: per image its objects.
         warnings: what was repaired or left out, one counted line for each kind of fault.
         has_masks: whether each object has a mask (else none has).
+        keypoints: what the objects' keypoints are; None where there are none, or they were not asked for.
+        names_keypoints: whether the file names keypoints.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class Dataset:
         images: list[ImageRecord],
         annotations: Annotations,
         warnings: list[str],
+        keypoints: KeypointsConfig | None = None,
+        names_keypoints: bool = False,
     ):
         self.source = source
         self.classes = tuple(classes)
@@ -61,9 +66,19 @@ class Dataset:
         self.annotations = annotations
         self.warnings = warnings
         self.has_masks = annotations.has_masks
+        self.keypoints = keypoints
+        self.names_keypoints = names_keypoints
+        self.mirror = keypoints.mirror() if keypoints is not None else None
 
     @classmethod
-    def read(cls, images: str | Path, annotations: str | Path, *, classes: Sequence[str] | None = None) -> "Dataset":
+    def read(
+        cls,
+        images: str | Path,
+        annotations: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        keypoints: KeypointsConfig | None = None,
+    ) -> "Dataset":
         """The data set of a folder of images and a COCO file.
 
         Boxes without area, outside of the image or not finite, and annotations without a mask in a file that has masks
@@ -74,6 +89,7 @@ class Dataset:
             images: the folder in which the file's `file_name`s lie.
             annotations: the JSON file.
             classes: names in label order, of a model or of the training images; None: the file's, by category id.
+            keypoints: read them too, and what is known of them beforehand; None: they are passed over.
 
         Raises:
             UserError: a file that is missing, not COCO or contradicts itself; a listed image that does not exist;
@@ -83,7 +99,7 @@ class Dataset:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return _Reader(Path(images), Path(annotations)).read(classes)
+            return _Reader(Path(images), Path(annotations)).read(classes, keypoints)
         finally:
             if collecting:
                 gc.enable()
@@ -152,6 +168,9 @@ class Dataset:
                     if isinstance(segmentation, dict):
                         segmentation["counts"] = segmentation["counts"].decode("ascii")
                     annotation["segmentation"] = segmentation
+                if self.keypoints is not None:
+                    annotation["keypoints"] = store.keypoints[a].reshape(-1).tolist()
+                    annotation["num_keypoints"] = int((store.keypoints[a, :, 2] > 0).sum())
                 annotations.append(annotation)
         return {
             "info": {},
@@ -161,10 +180,17 @@ class Dataset:
                 for record in self.images
             ],
             "categories": [
-                {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+                {"id": number, "name": name, **self._named_keypoints()}
+                for number, name in zip(self.category_ids, self.classes, strict=True)
             ],
             "annotations": annotations,
         }
+
+    def _named_keypoints(self) -> dict[str, Any]:
+        if self.keypoints is None:
+            return {}
+        skeleton = [[one + 1, other + 1] for one, other in self.keypoints.lines()]
+        return {"keypoints": list(self.keypoints.names or ()), "skeleton": skeleton}
 
     def _wrong_size(self, record: ImageRecord, height: int, width: int) -> str:
         said = (record.height, record.width)
@@ -203,7 +229,7 @@ class _Reader:
         self.folder, self.path = folder, path
         self.repairs = _Repairs()
 
-    def read(self, classes: Sequence[str] | None) -> Dataset:
+    def read(self, classes: Sequence[str] | None, keypoints: KeypointsConfig | None) -> Dataset:
         content = self._content()
         names = self._categories(content["categories"])
         records = self._images(content["images"])
@@ -222,8 +248,14 @@ class _Reader:
             free += name not in numbers
             category_ids.append(numbers.get(name, free))
         labels = {number: classes.index(name) for number, name in names.items()}
-        annotations = self._annotations(content["annotations"], records, labels)
-        return Dataset(self.path, classes, category_ids, records, annotations, self.repairs.lines())
+        names_keypoints = any(category.get("keypoints") for category in content["categories"])
+        if keypoints is not None:
+            keypoints, fault = read_categories(self.path, content["categories"], keypoints)
+            if fault is not None:
+                self.repairs.note("skeleton with a line to a keypoint that is not there", "left out", fault)
+        annotations = self._annotations(content["annotations"], records, labels, keypoints)
+        warnings = self.repairs.lines()
+        return Dataset(self.path, classes, category_ids, records, annotations, warnings, keypoints, names_keypoints)
 
     def _content(self) -> dict[str, Any]:
         try:
@@ -308,9 +340,14 @@ class _Reader:
             )
 
     def _annotations(
-        self, entries: list[dict[str, Any]], records: list[ImageRecord], labels: dict[int, int]
+        self,
+        entries: list[dict[str, Any]],
+        records: list[ImageRecord],
+        labels: dict[int, int],
+        keypoints: KeypointsConfig | None,
     ) -> Annotations:
-        builder = AnnotationBuilder()
+        names = keypoints.names or () if keypoints is not None else ()
+        builder = AnnotationBuilder(len(names), keypoints.offset if keypoints is not None else 0.0)
         places = {record.id: place for place, record in enumerate(records)}
         ids = self._annotation_ids(entries)
         without_mask: list[str] = []
@@ -335,7 +372,8 @@ class _Reader:
             if not isinstance(area, int | float) or not _finite([area]) or area < 0:
                 area = _area(segmentation, given, record)
             crowd = bool(entry.get("iscrowd"))
-            builder.add(place, number, labels[category], crowd, given, box, float(area), segmentation)
+            points = self._keypoints(entry.get("keypoints"), names, record, where, example)
+            builder.add(place, number, labels[category], crowd, given, box, float(area), segmentation, points)
             if segmentation is None:
                 without_mask.append(example)
         store = builder.build(records)
@@ -431,6 +469,19 @@ class _Reader:
             self.repairs.note("annotation with a box that leaves its image", "clipped", example)
             return [box[0], box[1], box[2] - box[0], box[3] - box[1]], box
         return [x, y, width, height], box
+
+    def _keypoints(
+        self, given: Any, names: Sequence[str], record: ImageRecord, where: str, example: str
+    ) -> list[float]:
+        if not names:
+            return []
+        values, lost = read_object(given, names, f"{self.path}: {where}")
+        for _ in range(lost):
+            self.repairs.note("keypoint with values that are not finite", "taken as not labelled", example)
+        for x, y, visibility in zip(values[0::3], values[1::3], values[2::3], strict=True):
+            if visibility and not (-1 < x < record.width + 1 and -1 < y < record.height + 1):
+                self.repairs.note("keypoint outside of its image", "not learnt", example)
+        return values
 
     def _whole(self, entry: dict[str, Any], key: str, where: str) -> int:
         value = entry.get(key)

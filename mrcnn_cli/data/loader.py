@@ -20,6 +20,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageRecord
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.image import Normalization, normalize
+from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.transforms import Augment, Resize, inference, training
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.structures import ImageBatch, Targets
@@ -45,6 +46,7 @@ class DataConfig(Config):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     classes: tuple[str, ...] | None = None  # in label order; by default the training file's, by category id
+    keypoints: KeypointsConfig = KeypointsConfig()  # of the models that learn them
     normalize: Normalization = "none"
     resize: Resize = Resize()
     augment: Augment = Augment()
@@ -88,7 +90,9 @@ def training_batches(
             index = int(_order(len(dataset), seed, k // len(dataset))[k % len(dataset)])
             image = pictures[index]
             generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
-            pixels, targets = training(image, dataset.annotations[index], config.resize, config.augment, generator)
+            pixels, targets = training(
+                image, dataset.annotations[index], config.resize, config.augment, generator, dataset.mirror
+            )
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
             sizes.append((image.shape[0], image.shape[1]))
         images, truths = zip(*samples, strict=True)

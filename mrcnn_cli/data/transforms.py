@@ -132,6 +132,7 @@ def training(
     resize: Resize,
     augment: Augment,
     generator: np.random.Generator,
+    mirror: np.ndarray | None = None,
 ) -> tuple[Tensor, Targets]:
     """A varied picture, [3, h, w] as `inference` gives it, and its objects in the picture's new pixels.
 
@@ -142,6 +143,7 @@ def training(
         image: uint8 [H, W, 3].
         annotations: in pixels of `image`.
         generator: gives ten numbers, whatever the options, so that switching one on leaves the others' draws alone.
+        mirror: [P] the keypoint that each one is in a mirror; None: itself.
     """
     draws = iter(generator.random(10).tolist())
     flip, vertical_flip = next(draws) < augment.flip, next(draws) < augment.vertical_flip
@@ -175,7 +177,7 @@ def training(
     pixels = _resized(recoloured, (new_height, new_width), resize.method)
     window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     boxes, kept = _visible(annotations, window, scale, augment)
-    return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width))
+    return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width), mirror)
 
 
 def _between(bounds: Range, draw: float) -> float:
@@ -244,7 +246,12 @@ def _visible(
 
 
 def _targets(
-    annotations: ImageAnnotations, boxes: np.ndarray, kept: np.ndarray, matrix: np.ndarray, size: Size
+    annotations: ImageAnnotations,
+    boxes: np.ndarray,
+    kept: np.ndarray,
+    matrix: np.ndarray,
+    size: Size,
+    mirror: np.ndarray | None,
 ) -> Targets:
     corners = boxes.reshape(-1, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
     limits = np.array([size[1], size[0]], np.float64)
@@ -253,10 +260,25 @@ def _targets(
     masks = None
     if annotations.segmentations is not None:
         masks = Masks([annotations.segmentations[i] for i in objects.tolist()], torch.from_numpy(matrix.copy()))
+    keypoints = None
+    if annotations.keypoints is not None:
+        keypoints = torch.from_numpy(_moved(annotations.keypoints[objects], matrix, limits, mirror))
     return Targets(
         boxes=torch.from_numpy(moved[objects]),
         labels=torch.from_numpy(annotations.labels[objects]),
         crowds=torch.from_numpy(moved[kept & annotations.crowds]),
         masks=masks,
         image_id=annotations.image_id,
+        keypoints=keypoints,
     )
+
+
+def _moved(keypoints: np.ndarray, matrix: np.ndarray, limits: np.ndarray, mirror: np.ndarray | None) -> np.ndarray:
+    """[G, P, 3] float32 in the picture's new pixels; those that it does not show are as good as not labelled.
+
+    A picture that is mirrored once shows left as right; mirrored along both axes it is only turned.
+    """
+    at = keypoints[..., :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+    shown = (keypoints[..., 2] > 0) & ((at >= 0) & (at <= limits)).all(-1)
+    moved = np.concatenate([at, keypoints[..., 2:]], -1).astype(np.float32) * shown[..., None]
+    return moved[:, mirror] if mirror is not None and np.linalg.det(matrix[:, :2]) < 0 else moved
