@@ -306,10 +306,14 @@ def _cell(value: Any) -> Text:
 
 
 def metrics_tables(metrics: dict[str, Any]) -> None:
-    """COCO's metrics of `evaluation.coco.evaluate`: of boxes and masks, and per class where there are several."""
-    kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in metrics]
-    # Which recall there is depends on how many detections count: ar100, unless the recipe says otherwise.
-    recall = [key.removeprefix("box_") for key in metrics if key.startswith("box_ar") and key[-1].isdigit()][-1]
+    """COCO's metrics of `evaluation.coco.evaluate`: of boxes, masks and keypoints; per class if there are several."""
+    kinds = [kind for kind in ("box", "mask", "keypoint") if f"{kind}_ap" in metrics]
+    # Which recall there is depends on how many detections count: ar100, of keypoints ar20, unless the recipe says
+    # otherwise.
+    recalls = [
+        [key.removeprefix(f"{kind}_") for key in metrics if key.startswith(f"{kind}_ar") and key[-1].isdigit()][-1]
+        for kind in kinds
+    ]
     columns = {
         "AP": "ap",
         "AP50": "ap50",
@@ -317,7 +321,7 @@ def metrics_tables(metrics: dict[str, Any]) -> None:
         "AP small": "ap_small",
         "AP medium": "ap_medium",
         "AP large": "ap_large",
-        recall.upper(): recall,
+        **{recall.upper(): recall for recall in recalls},
     }
     rows = [[kind, *(metrics.get(f"{kind}_{key}") for key in columns.values())] for kind in kinds]
     counts = f"{metrics['images']:,} images, {metrics['objects']:,} objects, {metrics['detections']:,} detections"
@@ -328,6 +332,10 @@ def metrics_tables(metrics: dict[str, Any]) -> None:
             ["class", *(f"{kind} AP" for kind in kinds)],
             [[name, *(values.get(f"{kind}_ap") for kind in kinds)] for name, values in metrics["classes"].items()],
         )
+    if "keypoint_sigmas" in metrics:
+        low, high = min(metrics["keypoint_sigmas"]), max(metrics["keypoint_sigmas"])
+        sigmas = f"a sigma of {low:g} for each keypoint" if low == high else f"sigmas from {low:g} to {high:g}"
+        say(f"keypoints are compared by COCO's object keypoint similarity with {sigmas} (evaluate.keypoint_sigmas)")
 
 
 def duration(seconds: float) -> str:

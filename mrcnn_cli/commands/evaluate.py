@@ -89,7 +89,7 @@ def command(
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
-    from mrcnn_cli.engine.run import choose_device, latest_run
+    from mrcnn_cli.engine.run import choose_device, latest_run, wanted_keypoints
 
     prepared = evaluation_split(read_dataset_file(data), split) if data is not None else None
     keep_freed_memory()
@@ -102,7 +102,8 @@ def command(
         )
     if out is not None:
         make_folder(out)  # before the work, not after it
-    dataset = Dataset.read(images, annotations, classes=checkpoint.classes)
+    keypoints = wanted_keypoints(checkpoint.config)
+    dataset = Dataset.read(images, annotations, classes=checkpoint.classes, keypoints=keypoints)
     for warning in dataset.warnings:
         say_warning(warning)
     say(f"weights  {shown_path(checkpoint.path)} (step {checkpoint.step})")

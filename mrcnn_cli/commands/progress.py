@@ -170,7 +170,7 @@ class Smoothed:
 def brief_metrics(metrics: dict[str, Any]) -> str:
     """The main metrics in one line."""
     parts = []
-    for kind in ("box", "mask"):
+    for kind in ("box", "mask", "keypoint"):
         if metrics.get(f"{kind}_ap") is not None:
             parts.append(f"{kind} AP {metrics[f'{kind}_ap']:.3f}, AP50 {metrics[f'{kind}_ap50']:.3f}")
     return "  ".join(parts) or "no objects to evaluate on"

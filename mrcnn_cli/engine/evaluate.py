@@ -8,8 +8,9 @@ from torch import nn
 
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import evaluation_batches
-from mrcnn_cli.engine.run import RunConfig
+from mrcnn_cli.engine.run import RunConfig, has_head
 from mrcnn_cli.evaluation import coco
+from mrcnn_cli.evaluation.keypoints import keypoint_sigmas
 from mrcnn_cli.structures import ImageBatch
 
 Progress = Callable[[int, int], None]
@@ -35,7 +36,7 @@ def evaluate(
         progress: called with the images done and their number.
 
     Returns:
-        Metrics (`box_ap`, `box_ap50`, `mask_ap`, ..., 0..1), None when stopped; and COCO results.
+        Metrics (`box_ap`, `box_ap50`, `mask_ap`, `keypoint_ap`, ..., 0..1), None when stopped; and COCO results.
     """
     results: list[dict[str, Any]] = []
     was_training = model.training
@@ -44,15 +45,22 @@ def evaluate(
         done = 0
         for images, records in evaluation_batches(dataset, config.data, batch_size=config.evaluate.batch_size):
             for record, found in zip(records, predict_batch(model, images, device), strict=True):
-                results += coco.results(found, record.id, dataset.category_ids, record.file_name)
+                offset = config.data.keypoints.offset
+                results += coco.results(found, record.id, dataset.category_ids, record.file_name, offset)
             done += len(records)
             progress(done, len(dataset))
             if should_stop():
                 return None, results
     finally:
         model.train(was_training)
+    names = dataset.keypoints.names if dataset.keypoints is not None and has_head(config, "keypoint_head") else None
     metrics = coco.evaluate(
-        dataset.coco(), results, masks=dataset.has_masks, max_detections=config.evaluate.max_detections
+        dataset.coco(),
+        results,
+        masks=dataset.has_masks and has_head(config, "mask_head"),
+        max_detections=config.evaluate.max_detections,
+        keypoint_sigmas=keypoint_sigmas(names, config.evaluate.keypoint_sigmas) if names is not None else None,
+        max_keypoint_detections=config.evaluate.max_keypoint_detections,
     )
     return metrics, results
 

@@ -19,6 +19,7 @@ from mrcnn_cli.evaluation import coco
 from mrcnn_cli.structures import Detections
 from mrcnn_cli.views import canvas
 from mrcnn_cli.views.overlay import contact_sheet, draw
+from mrcnn_cli.views.skeleton import Skeleton
 
 # The first so many pictures are shown together in overview.png.
 OVERVIEW = 12
@@ -82,7 +83,8 @@ def predict_files(
     """Predict each file; writes its overlay below `out`, and at the end out/predictions.json and out/overview.png.
 
     predictions.json is a list of COCO results: image_id (the file's place in the list, from 1), category_id, bbox,
-    score, segmentation (compressed run lengths) and file_name.
+    score, segmentation (compressed run lengths), keypoints ([x, y, score, ...]) and file_name, as far as the model has
+    them.
 
     Args:
         checkpoint: from `load`.
@@ -94,7 +96,10 @@ def predict_files(
     Raises:
         UserError: a file that is no image; a folder that cannot be written.
     """
-    threshold = checkpoint.config.predict.score_threshold if score_threshold is None else score_threshold
+    config = checkpoint.config
+    threshold = config.predict.score_threshold if score_threshold is None else score_threshold
+    points = config.data.keypoints
+    skeleton = Skeleton(points.names or (), points.lines(), config.predict.keypoint_threshold)
     make_folder(out)
     overlays = _overlay_paths(files, out)
     overwritten = {path.resolve() for path in overlays} & {file.resolve() for file in files}
@@ -114,11 +119,17 @@ def predict_files(
             found = _detect(checkpoint, image).above(threshold)
             make_folder(overlay.parent)
             # People should see what the network sees: a dim microscope image is drawn as it was stretched.
-            picture = draw(normalize(image, checkpoint.config.data.normalize), found, checkpoint.classes)
+            picture = draw(
+                normalize(image, config.data.normalize),
+                found,
+                checkpoint.classes,
+                skeleton=skeleton,
+            )
             canvas.save(picture, overlay)
             if len(pictures) < OVERVIEW:
                 pictures.append(picture)
-            results += coco.results(found, number, checkpoint.category_ids, str(file))
+            offset = config.data.keypoints.offset
+            results += coco.results(found, number, checkpoint.category_ids, str(file), offset)
             yield Prediction(file, found, overlay)
     finally:  # after Ctrl-C too: what is done is kept
         write_bytes(out / "predictions.json", json.dumps(results).encode())

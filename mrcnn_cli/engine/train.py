@@ -220,8 +220,8 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
 
 
 def _score(metrics: dict[str, Any]) -> float:
-    """What the best weights are best in: mask AP, or box AP without masks."""
-    score = metrics.get("mask_ap", metrics.get("box_ap"))
+    """What the best weights are best in: AP of the keypoints, without them of the masks, without both of the boxes."""
+    score = next((metrics[key] for key in ("keypoint_ap", "mask_ap", "box_ap") if key in metrics), None)
     return -math.inf if score is None else score
 
 

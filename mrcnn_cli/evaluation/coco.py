@@ -1,4 +1,4 @@
-"""COCO's average precision and recall of boxes and masks, computed by pycocotools' own COCOeval."""
+"""COCO's average precision and recall of boxes, masks and keypoints, computed by pycocotools' own COCOeval."""
 
 import contextlib
 import copy
@@ -17,11 +17,16 @@ from mrcnn_cli.structures import Detections
 
 Metrics = dict[str, Any]
 
-IOU_TYPES = {"box": "bbox", "mask": "segm"}
-AREAS = ("all", "small", "medium", "large")  # the order of COCOeval.params.areaRng
+IOU_TYPES = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 
 
-def results(detections: Detections, image_id: int, category_ids: Sequence[int], file_name: str) -> list[dict[str, Any]]:
+def results(
+    detections: Detections,
+    image_id: int,
+    category_ids: Sequence[int],
+    file_name: str,
+    keypoint_offset: float = 0.0,
+) -> list[dict[str, Any]]:
     """The detections of one image as entries of a COCO results list, ready for `json.dump`.
 
     Args:
@@ -29,14 +34,20 @@ def results(detections: Detections, image_id: int, category_ids: Sequence[int], 
         image_id: the id of the picture in the annotation file.
         category_ids: the category id of each label, so that label k is `category_ids[k]`.
         file_name: the picture's name; no part of the format, but people look for it.
+        keypoint_offset: from the coordinates of keypoints in the annotation file to ours, in pixels.
 
     Returns:
         Per detection `image_id`, `category_id`, `bbox` [x, y, width, height], `score`, `segmentation` (a run-length
-        encoding with its counts as a string; only of a model with masks) and `file_name`.
+        encoding with its counts as a string; only of a model with masks), `keypoints` [x, y, score, ...] (only of a
+        model with keypoints; the score stands where COCO's visibility does) and `file_name`.
     """
     corners = detections.boxes.detach().float().cpu()
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).numpy()
     scores = detections.scores.detach().float().cpu().numpy()
+    points = None
+    if detections.keypoints is not None:
+        shift = detections.keypoints.new_tensor([keypoint_offset, keypoint_offset, 0.0])
+        points = (detections.keypoints.detach() - shift).float().cpu().flatten(1).numpy()
     entries = []
     for index, label in enumerate(detections.labels.tolist()):
         entry = {
@@ -47,19 +58,25 @@ def results(detections: Detections, image_id: int, category_ids: Sequence[int], 
         }
         if detections.masks is not None:
             entry["segmentation"] = _as_text(detections.masks[index])
+        if points is not None:
+            entry["keypoints"] = [_shortest(value) for value in points[index]]
         entries.append({**entry, "file_name": file_name})
     return entries
 
 
-def truth_detections(truth: dict[str, Any], image_id: int, category_ids: Sequence[int]) -> Detections:
+def truth_detections(
+    truth: dict[str, Any], image_id: int, category_ids: Sequence[int], keypoint_offset: float = 0.0
+) -> Detections:
     """The annotated objects of one image as if they had been detected with certainty, to be drawn beside detections.
 
-    Crowd regions are left out. There are no masks where one of the objects has none.
+    Crowd regions are left out. There are no masks where one of the objects has none; keypoints that are not labelled
+    have the score 0.
 
     Args:
         truth: the content of a COCO annotation file.
         image_id: an id in `truth["images"]`.
         category_ids: the category id of each label; objects of other categories are left out.
+        keypoint_offset: from the coordinates of keypoints in the annotation file to ours, in pixels.
     """
     image = next((image for image in truth["images"] if image["id"] == image_id), None)
     if image is None:
@@ -76,17 +93,31 @@ def truth_detections(truth: dict[str, Any], image_id: int, category_ids: Sequenc
     masks = [_encode(annotation.get("segmentation"), size) for annotation in objects]
     boxes = np.array([_box(*pair) for pair in zip(objects, masks, strict=True)], dtype=np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
+    keypoints = None
+    points = max((len(annotation.get("keypoints") or ()) for annotation in objects), default=0)
+    if points:
+        rows = [annotation.get("keypoints") or [0] * points for annotation in objects]
+        keypoints = torch.tensor(rows, dtype=torch.float32).reshape(len(objects), -1, 3)
+        keypoints += torch.tensor([keypoint_offset, keypoint_offset, 0.0])
+        keypoints[..., 2] = (keypoints[..., 2] > 0).float()
     return Detections(
         boxes=torch.from_numpy(boxes),
         scores=torch.ones(len(objects)),
         labels=torch.tensor([labels[annotation["category_id"]] for annotation in objects], dtype=torch.int64),
         size=size,
         masks=[mask for mask in masks if mask is not None] if all(mask is not None for mask in masks) else None,
+        keypoints=keypoints,
     )
 
 
 def evaluate(
-    truth: dict[str, Any], results: list[dict[str, Any]], *, masks: bool, max_detections: int = 100
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    *,
+    masks: bool,
+    max_detections: int = 100,
+    keypoint_sigmas: Sequence[float] | None = None,
+    max_keypoint_detections: int = 20,
 ) -> Metrics:
     """COCO's metrics of a results list, equal to those that pycocotools prints (https://cocodataset.org/#detection-eval).
 
@@ -99,12 +130,17 @@ def evaluate(
         results: a COCO results list; entries with `bbox`, `segmentation` or both. It is not changed.
         masks: whether to evaluate masks too; left aside where the truth has no masks at all.
         max_detections: only so many detections of each class in an image count, best first.
+        keypoint_sigmas: per keypoint, how near is near (see `evaluation.keypoints`), to evaluate keypoints too; None:
+            they are not. Left aside where the truth has no labelled keypoint.
+        max_keypoint_detections: as `max_detections`, for keypoints; 20 is COCO's.
 
     Returns:
         For `box` and, with masks, for `mask`, numbers from 0 to 1 (None where there is no such truth): `box_ap` (mean
         over the IoU thresholds .50:.05:.95), `box_ap50`, `box_ap75`, `box_ap_small`, `box_ap_medium`, `box_ap_large`
         (areas below 32 ^ 2, up to 96 ^ 2 and above), `box_ar1`, `box_ar10`, `box_ar100` (with `max_detections` in place
-        of 100, and none above it), `box_ar_small`, `box_ar_medium`, `box_ar_large`. Then `classes`, by name
+        of 100, and none above it), `box_ar_small`, `box_ar_medium`, `box_ar_large`. With keypoints also `keypoint_ap`,
+        `keypoint_ap50`, `keypoint_ap75` (over the same thresholds of object keypoint similarity), `keypoint_ar20` and
+        both for medium and large objects, and `keypoint_sigmas`. Then `classes`, by name
         {"box_ap": ..., "mask_ap": ...}, and the counts `images`, `objects` (crowds left out) and `detections`.
 
     Raises:
@@ -118,14 +154,20 @@ def evaluate(
         kinds.append("mask")
         if any("segmentation" not in entry for entry in results):
             raise UserError("results: an entry has no 'segmentation'; evaluate a model with masks, or boxes only")
+    if keypoint_sigmas is not None and any(annotation["num_keypoints"] for annotation in objects):
+        kinds.append("keypoint")
+        _check_keypoints(objects, results, len(keypoint_sigmas))
     metrics: Metrics = {}
     names = _class_names(truth["categories"])
     classes: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
     for kind in kinds:
-        evaluator = _run(truth, objects, results, kind, max_detections)
+        limit = max_keypoint_detections if kind == "keypoint" else max_detections
+        evaluator = _run(truth, objects, results, kind, limit, keypoint_sigmas)
         metrics |= {f"{kind}_{key}": value for key, value in _summary(evaluator).items()}
         for index, category in enumerate(evaluator.params.catIds):
             classes[names[category]][f"{kind}_ap"] = _mean(evaluator.eval["precision"][:, :, index, 0, -1])
+    if "keypoint" in kinds and keypoint_sigmas is not None:
+        metrics["keypoint_sigmas"] = list(keypoint_sigmas)
     return metrics | {
         "classes": classes,
         "images": len(sizes),
@@ -152,33 +194,55 @@ def _check(truth: dict[str, Any], results: list[dict[str, Any]], max_detections:
             )
 
 
+def _check_keypoints(objects: list[dict[str, Any]], results: list[dict[str, Any]], count: int) -> None:
+    for annotation in objects:
+        if annotation["num_keypoints"] and len(annotation["keypoints"]) != 3 * count:
+            raise UserError(f"truth: an object has {len(annotation['keypoints'])} numbers for its {count} keypoints")
+    for entry in results:
+        if len(entry.get("keypoints") or ()) != 3 * count:
+            raise UserError(
+                f"results: an entry has no 'keypoints' of {count} points; evaluate a model with as many keypoints"
+            )
+
+
 def _run(
-    truth: dict[str, Any], objects: list[dict[str, Any]], results: list[dict[str, Any]], kind: str, max_detections: int
+    truth: dict[str, Any],
+    objects: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    kind: str,
+    max_detections: int,
+    keypoint_sigmas: Sequence[float] | None,
 ) -> COCOeval:
     """COCOeval after `accumulate`; it annotates what it is given, so it is given copies of its own."""
     answers = [_truth_of_kind(annotation, kind) for annotation in objects]
     claims = [_claim(entry, kind, number) for number, entry in enumerate(results, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = COCOeval(_indexed(truth, answers), _indexed(truth, claims), IOU_TYPES[kind])
-        evaluator.params.maxDets = [count for count in (1, 10) if count < max_detections] + [max_detections]
+        limits = () if kind == "keypoint" else (1, 10)  # as COCO has it
+        evaluator.params.maxDets = [count for count in limits if count < max_detections] + [max_detections]
+        if kind == "keypoint":
+            evaluator.params.kpt_oks_sigmas = np.array(keypoint_sigmas)
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator
 
 
 def _summary(evaluator: COCOeval) -> dict[str, float | None]:
-    """COCO's twelve numbers. `summarize` would look for exactly 100 detections, which a crowded image may exceed."""
+    """COCO's twelve numbers, of keypoints eight.
+
+    `summarize` would look for exactly 100 detections, which a crowded image may exceed.
+    """
     precision = evaluator.eval["precision"]  # [IoU thresholds, recalls, classes, areas, limits], -1: no such truth
     recall = evaluator.eval["recall"]  # [IoU thresholds, classes, areas, limits]
-    thresholds = evaluator.params.iouThrs
+    thresholds, areas = evaluator.params.iouThrs, evaluator.params.areaRngLbl  # the first area is "all"
     numbers = {"ap": _mean(precision[:, :, :, 0, -1])}
     for name, threshold in (("ap50", 0.5), ("ap75", 0.75)):
         numbers[name] = _mean(precision[np.isclose(thresholds, threshold), :, :, 0, -1])
-    for index, area in enumerate(AREAS[1:], start=1):
+    for index, area in enumerate(areas[1:], start=1):
         numbers[f"ap_{area}"] = _mean(precision[:, :, :, index, -1])
     for index, limit in enumerate(evaluator.params.maxDets):
         numbers[f"ar{limit}"] = _mean(recall[:, :, 0, index])
-    for index, area in enumerate(AREAS[1:], start=1):
+    for index, area in enumerate(areas[1:], start=1):
         numbers[f"ar_{area}"] = _mean(recall[:, :, index, -1])
     return numbers
 
@@ -216,6 +280,7 @@ def _object(annotation: dict[str, Any], number: int, sizes: dict[int, tuple[int 
     area = annotation.get("area")
     if area is None:
         area = float(run_lengths.area(mask)) if mask is not None else box[2] * box[3]
+    keypoints = annotation.get("keypoints") or []
     return {
         "id": number,
         "image_id": annotation["image_id"],
@@ -224,6 +289,8 @@ def _object(annotation: dict[str, Any], number: int, sizes: dict[int, tuple[int 
         "area": area,
         "iscrowd": int(annotation.get("iscrowd") or 0),
         "mask": mask,
+        "keypoints": keypoints,
+        "num_keypoints": sum(visibility > 0 for visibility in keypoints[2::3]),
     }
 
 
@@ -242,7 +309,8 @@ def _truth_of_kind(annotation: dict[str, Any], kind: str) -> dict[str, Any]:
 
 def _claim(entry: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
     """What COCOeval reads of a detection. As in COCO.loadRes, the area that sorts it into small, medium or large is
-    that of the box when boxes are evaluated and that of the mask when masks are."""
+    that of the box when boxes are evaluated, that of the mask when masks are, and that of the box around the keypoints
+    when they are."""
     claim = {
         "id": number,
         "image_id": entry["image_id"],
@@ -250,6 +318,11 @@ def _claim(entry: dict[str, Any], kind: str, number: int) -> dict[str, Any]:
         "score": entry["score"],
         "iscrowd": 0,
     }
+    if kind == "keypoint":
+        x, y = entry["keypoints"][0::3], entry["keypoints"][1::3]
+        width, height = max(x) - min(x), max(y) - min(y)
+        box = [min(x), min(y), width, height]
+        return claim | {"keypoints": entry["keypoints"], "bbox": box, "area": width * height}
     if kind == "mask" or not entry.get("bbox"):
         mask = entry.get("segmentation")
         if not isinstance(mask, dict):

@@ -5,9 +5,11 @@ import os
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageFont
 
 from mrcnn_cli.errors import UserError
+from mrcnn_cli.views.colours import Colour
 
 Font = ImageFont.FreeTypeFont
 
@@ -45,6 +47,26 @@ def fit(text: str, face: Font, width: float) -> str:
     while text and face.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def blend(
+    picture: Image.Image, left: int, top: int, coverage: np.ndarray, paint: np.ndarray | Colour, opacity: float
+) -> None:
+    """Paints a colour where `coverage` [h, w] 0..255 says; what lies beyond the picture's edges is left out."""
+    height, width = coverage.shape
+    mask = Image.fromarray(_scaled(opacity)[coverage])
+    picture.paste(tuple(int(part) for part in paint), (left, top, left + width, top + height), mask)
+
+
+@functools.cache
+def _scaled(opacity: float) -> np.ndarray:
+    return np.rint(np.arange(256) * opacity).astype(np.uint8)
+
+
+def shared(plate: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The area that a rectangle has in common with each of the others."""
+    low, high = np.maximum(plate[:2], others[:, :2]), np.minimum(plate[2:], others[:, 2:])
+    return np.maximum(high - low, 0).prod(axis=1)
 
 
 def save(image: Image.Image, path: str | Path) -> None:

@@ -18,7 +18,11 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 232, 66, 62  # what ticks, legend and title take 
 FINER = 3  # curves are drawn so many times larger and averaged down
 
 LOSSES = ("loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint")
-PRECISIONS = {"mask_ap": "mask AP", "mask_ap50": "mask AP50", "box_ap": "box AP", "box_ap50": "box AP50"}
+PRECISIONS = {
+    f"{kind}_{key}": f"{kind} {name}"
+    for kind in ("mask", "box", "keypoint")
+    for key, name in (("ap", "AP"), ("ap50", "AP50"))
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ def loss_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
 
     Args:
         rows: of `metrics.jsonl`: {"kind": "train", "step", "loss", "loss_...": ...} and {"kind": "evaluation", "step",
-            "mask_ap", "mask_ap50", "box_ap", "box_ap50"}; any of the values may be absent, None or not finite. Of rows
-            of one kind and step, as a resumed run leaves them, the last counts.
+            "mask_ap", "mask_ap50", "box_ap", "box_ap50", "keypoint_ap", "keypoint_ap50"}; any of the values may be
+            absent, None or not finite. Of rows of one kind and step, as a resumed run leaves them, the last counts.
         path: a .png; replaced whole or not at all.
 
     Raises:

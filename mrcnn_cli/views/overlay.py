@@ -1,10 +1,9 @@
-"""Detections drawn on their picture: masks, boxes and labels."""
+"""Detections drawn on their picture: masks, boxes, keypoints and labels."""
 
-import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from mrcnn_cli.structures import Detections
 from mrcnn_cli.views import canvas, colours, masks
+from mrcnn_cli.views.skeleton import Skeleton, draw_keypoints, draw_legend
 
 LONG_SIDE = 768  # pixels that a small picture is enlarged to
 FEW = 8  # objects that are labelled however small they are
@@ -19,6 +19,7 @@ MANY = 16  # objects of one class from which a count says more than their labels
 OVERLAP = 0.08  # of a label, by which it may hide another
 FILL = 0.36  # opacity
 HALO = 0.6  # opacity of the dark line around each contour, which sets it off from a bright picture
+PLAIN = Skeleton()  # dots alone
 SPACE = 14  # pixels between the panels of a comparison or a sheet
 
 
@@ -33,8 +34,15 @@ class _Shape:
     halo: np.ndarray
 
 
-def draw(image: np.ndarray, detections: Detections, classes: Sequence[str], *, scale: int | None = None) -> Image.Image:
-    """The picture with each detection's mask, box, class and score.
+def draw(
+    image: np.ndarray,
+    detections: Detections,
+    classes: Sequence[str],
+    *,
+    scale: int | None = None,
+    skeleton: Skeleton = PLAIN,
+) -> Image.Image:
+    """The picture with each detection's mask, box, keypoints, class and score.
 
     Objects that touch get different colours. Where there are many objects of one class, or labels that would hide
     their objects, a count in a corner stands for the labels.
@@ -44,16 +52,24 @@ def draw(image: np.ndarray, detections: Detections, classes: Sequence[str], *, s
         detections: in pixels of `image`.
         classes: the name of each label.
         scale: how many times the picture is enlarged; by default so that its long side is about 768 pixels or more.
+        skeleton: how keypoints are drawn.
 
     Raises:
         ValueError: `image` is not [H, W, 3] uint8 or not of the size that the detections are for.
     """
     detections = _drawable(image, detections)
-    return _draw(image, detections, classes, scale or _enlargement(image), colours.choose(_corners(detections)))
+    chosen = colours.choose(_corners(detections))
+    return _draw(image, detections, classes, scale or _enlargement(image), chosen, skeleton)
 
 
 def compare(
-    image: np.ndarray, truth: Detections, detections: Detections, classes: Sequence[str], *, scale: int | None = None
+    image: np.ndarray,
+    truth: Detections,
+    detections: Detections,
+    classes: Sequence[str],
+    *,
+    scale: int | None = None,
+    skeleton: Skeleton = PLAIN,
 ) -> Image.Image:
     """The truth on the left and the detections on the right; an object that was found has one colour on both sides.
 
@@ -62,7 +78,7 @@ def compare(
         truth: as from `evaluation.coco.truth_detections`; its scores are not shown.
         detections: in pixels of `image`.
         classes: the name of each label.
-        scale: as for `draw`.
+        scale, skeleton: as for `draw`.
     """
     truth, detections = _drawable(image, truth), _drawable(image, detections)
     scale = scale or _enlargement(image)
@@ -72,8 +88,8 @@ def compare(
     given = np.where(pairs >= 0, true_colours[pairs] if len(true_boxes) else -1, -1)
     found_colours = colours.choose(found_boxes, given)
     panels = [
-        ("truth", truth, _draw(image, truth, classes, scale, true_colours, scores=False, count=False)),
-        ("prediction", detections, _draw(image, detections, classes, scale, found_colours, count=False)),
+        ("truth", truth, _draw(image, truth, classes, scale, true_colours, skeleton, scores=False, count=False)),
+        ("prediction", detections, _draw(image, detections, classes, scale, found_colours, skeleton, count=False)),
     ]
     width, height = panels[0][2].size
     face = canvas.font(int(np.clip(width / 36, 14, 40)))
@@ -133,13 +149,7 @@ def _drawable(image: np.ndarray, detections: Detections) -> Detections:
     chosen = detections.boxes.isfinite().all(dim=1).nonzero()[:, 0]
     if len(chosen) == len(detections):
         return detections
-    return replace(
-        detections,
-        boxes=detections.boxes[chosen],
-        scores=detections.scores[chosen],
-        labels=detections.labels[chosen],
-        masks=None if detections.masks is None else [detections.masks[index] for index in chosen.tolist()],
-    )
+    return detections.take(chosen)
 
 
 def _corners(detections: Detections) -> np.ndarray:
@@ -156,6 +166,7 @@ def _draw(
     classes: Sequence[str],
     scale: int,
     chosen: np.ndarray,
+    skeleton: Skeleton,
     *,
     scores: bool = True,
     count: bool = True,
@@ -177,16 +188,21 @@ def _draw(
     drawn = [(shapes[index], paints[index]) for index in order]
     for shape, _ in drawn:
         if shape is not None:
-            _blend(picture, shape.left, shape.top, shape.halo, canvas.INK, HALO)
+            canvas.blend(picture, shape.left, shape.top, shape.halo, canvas.INK, HALO)
     for shape, paint in drawn:
         if shape is not None:
-            _blend(picture, shape.left, shape.top, shape.inside, paint, FILL)
+            canvas.blend(picture, shape.left, shape.top, shape.inside, paint, FILL)
     if detections.masks is None or texts:
         for index in order:
             _frame(picture, boxes[index], paints[index], max(line - 1, 1))
     for shape, paint in drawn:
         if shape is not None:
-            _blend(picture, shape.left, shape.top, shape.contour, paint, 1.0)
+            canvas.blend(picture, shape.left, shape.top, shape.contour, paint, 1.0)
+    if detections.keypoints is not None:
+        keypoints = detections.keypoints.detach().cpu().double().numpy() * [scale, scale, 1]
+        draw_keypoints(picture, keypoints, boxes, paints, skeleton)
+        if len(detections):
+            draw_legend(picture, skeleton, boxes, face)
     placed = _write(picture, texts, boxes, paints, face)
     if count and len(placed) < len(detections):
         _count(picture, _counts(detections, classes), boxes, placed, face)
@@ -246,11 +262,11 @@ def _place(
     for preference, corner in enumerate(corners):
         at = np.clip(np.array(corner), 0, room)
         plate = np.concatenate([at, at + extent])
-        overlap = _shared(plate, placed).max(initial=0.0) / extent.prod()
+        overlap = canvas.shared(plate, placed).max(initial=0.0) / extent.prod()
         if overlap > OVERLAP:
             continue
         moved = np.abs(at - corner).sum() / extent.sum()  # pushed back into the picture: away from its box
-        cost = 4 * overlap + 2 * moved + (_shared(plate, boxes) / areas).sum() + 0.02 * preference
+        cost = 4 * overlap + 2 * moved + (canvas.shared(plate, boxes) / areas).sum() + 0.02 * preference
         if cost < least:
             best, least = plate, cost
     return best
@@ -265,14 +281,8 @@ def _count(picture: Image.Image, text: str, boxes: np.ndarray, placed: np.ndarra
     near = np.minimum(np.array([margin, margin]), far)
     corners = [(near[0], far[1]), (far[0], far[1]), (near[0], near[1]), (far[0], near[1])]
     plates = [np.concatenate([np.array(corner), np.array(corner) + extent]) for corner in corners]
-    hidden = [_shared(plate, boxes).sum() + 10 * _shared(plate, placed).sum() for plate in plates]
+    hidden = [canvas.shared(plate, boxes).sum() + 10 * canvas.shared(plate, placed).sum() for plate in plates]
     _plate(ImageDraw.Draw(picture), plates[int(np.argmin(hidden))], text, face, np.array(canvas.INK))
-
-
-def _shared(plate: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The area that a rectangle has in common with each of the others."""
-    low, high = np.maximum(plate[:2], others[:, :2]), np.minimum(plate[2:], others[:, 2:])
-    return np.maximum(high - low, 0).prod(axis=1)
 
 
 def _plate(pen: ImageDraw.ImageDraw, plate: np.ndarray, text: str, face: canvas.Font, paint: np.ndarray) -> None:
@@ -330,20 +340,6 @@ def _moved(values: np.ndarray, radius: int, combine: np.ufunc) -> np.ndarray:
     return result
 
 
-def _blend(
-    picture: Image.Image, left: int, top: int, coverage: np.ndarray, paint: np.ndarray | colours.Colour, opacity: float
-) -> None:
-    """Paints a colour where `coverage` 0..255 says; what lies beyond the picture's edges is left out."""
-    height, width = coverage.shape
-    mask = Image.fromarray(_scaled(opacity)[coverage])
-    picture.paste(tuple(int(part) for part in paint), (left, top, left + width, top + height), mask)
-
-
-@functools.cache
-def _scaled(opacity: float) -> np.ndarray:
-    return np.rint(np.arange(256) * opacity).astype(np.uint8)
-
-
 def _frame(picture: Image.Image, box: np.ndarray, paint: np.ndarray, line: int) -> None:
     """A thin rectangle along the inside of a box, with a dark line on both sides of it."""
     for margin, thickness, ink, opacity in ((-1, line + 2, np.array(canvas.INK), 0.3), (0, line, paint, 1.0)):
@@ -353,8 +349,8 @@ def _frame(picture: Image.Image, box: np.ndarray, paint: np.ndarray, line: int) 
         across = np.full((inner, x2 - x1), 255, np.uint8)
         down = np.full((max(y2 - y1 - 2 * inner, 0), inner), 255, np.uint8)
         for left, top, bar in ((x1, y1, across), (x1, y2 - inner, across), (x1, y1 + inner, down)):
-            _blend(picture, left, top, bar, ink, opacity)
-        _blend(picture, x2 - inner, y1 + inner, down, ink, opacity)
+            canvas.blend(picture, left, top, bar, ink, opacity)
+        canvas.blend(picture, x2 - inner, y1 + inner, down, ink, opacity)
 
 
 def _line_width(size: tuple[int, int], boxes: np.ndarray) -> int:
@@ -372,7 +368,7 @@ def _pairs(truth: np.ndarray, found: np.ndarray) -> np.ndarray:
     free = np.ones(len(truth), bool)
     areas = np.maximum(truth[:, 2:] - truth[:, :2], 0).prod(axis=1)
     for index, box in enumerate(found):
-        shared = _shared(box, truth)
+        shared = canvas.shared(box, truth)
         union = areas + np.maximum(box[2:] - box[:2], 0).prod() - shared
         iou = np.where(free, shared / np.maximum(union, 1e-9), 0)
         if len(truth) and iou.max() >= 0.5:

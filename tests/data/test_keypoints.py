@@ -13,25 +13,8 @@ from mrcnn_cli.data.loader import DataConfig, training_batches
 from mrcnn_cli.data.transforms import Augment, Resize, training
 from mrcnn_cli.errors import UserError
 
-COCO = [
-    "nose",
-    "left_eye",
-    "right_eye",
-    "left_ear",
-    "right_ear",
-    "left_shoulder",
-    "right_shoulder",
-    "left_elbow",
-    "right_elbow",
-    "left_wrist",
-    "right_wrist",
-    "left_hip",
-    "right_hip",
-    "left_knee",
-    "right_knee",
-    "left_ankle",
-    "right_ankle",
-]
+PAIRED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+COCO = ["nose", *(f"{side}_{part}" for part in PAIRED for side in ("left", "right"))]
 NAMES = ["snout", "left_ear", "right_ear"]
 
 
@@ -248,7 +231,8 @@ def test_a_keypoint_stays_on_what_it_marks_and_left_is_left_in_a_mirror(seed):
     for name, (x, y, visibility) in zip(names, keypoints.tolist(), strict=True):
         if not visibility:
             continue
-        assert 0 <= x <= width and 0 <= y <= height
+        assert 0 <= x <= width
+        assert 0 <= y <= height
         shades[name] = pixels[0, min(int(y), height - 1), min(int(x), width - 1)].item()
     at = dict(zip(names, keypoints.tolist(), strict=True))
     if all(at[name][2] for name in ("tail", "nose", "left", "right")):

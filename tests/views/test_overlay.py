@@ -269,7 +269,7 @@ def test_labels_do_not_hide_each_other():
     for box, extent in zip(corners, extents, strict=True):
         plate = overlay._place(box, extent, placed, corners, (900, 900))
         if plate is not None:
-            assert overlay._shared(plate, placed).max(initial=0) <= overlay.OVERLAP * extent.prod()
+            assert canvas.shared(plate, placed).max(initial=0) <= overlay.OVERLAP * extent.prod()
             placed = np.concatenate([placed, plate[None]])
     assert len(placed) >= 6
 
