@@ -1,4 +1,4 @@
-"""The only things that cross between folders: a batch of images, the truth about them, and what was detected."""
+"""The only things that cross between folders: a batch of images, the truth about them, and what was found in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 Size = tuple[int, int]  # (height, width)
+
+IGNORED = 255  # in a map of stuff: a pixel that nobody has labelled
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
@@ -79,6 +81,8 @@ class Targets:
         labels: [G] int64, 0..K-1.
         crowds: [I, 4] float32 regions whose anchors and proposals count neither as object nor as background.
         masks: one per box, or None where the data has none.
+        semantic: [H, W] uint8, of each pixel 0 for things, 1..S for stuff, 255 (`IGNORED`) for unlabelled; None where
+            the data has no stuff.
         image_id: the id in the annotation file, -1 where there is none.
         seed: of the random draws that belong to this image (which anchors, which RoIs), so that they depend neither
             on the batch an image is in nor on the number of processes.
@@ -90,6 +94,7 @@ class Targets:
     labels: Tensor
     crowds: Tensor
     masks: Masks | None = None
+    semantic: Tensor | None = None
     image_id: int = -1
     seed: int = 0
     keypoints: Tensor | None = None
@@ -103,11 +108,37 @@ class Targets:
             boxes=self.boxes.to(device),
             labels=self.labels.to(device),
             crowds=self.crowds.to(device),
+            semantic=None if self.semantic is None else self.semantic.to(device),
             keypoints=None if self.keypoints is None else self.keypoints.to(device),
         )
 
     def pin_memory(self) -> "Targets":
         return self  # small tensors: not worth it
+
+
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+class Segments:
+    """A picture divided into things and stuff: "Panoptic Segmentation" (Kirillov et al., 2019).
+
+    Attributes:
+        ids: [H, W] int32, of each pixel its segment's place in the lists below plus 1; 0: void.
+        labels: [S] int64, 0..K-1 for things, from K on for stuff.
+        scores: [S] float32, 0..1; stuff has 1.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    scores: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def above(self, score: float) -> "Segments":
+        """Only the segments with at least this score; the others become void."""
+        kept = self.scores >= score
+        places = torch.zeros(len(kept) + 1, dtype=torch.int32)
+        places[1:] = kept.cumsum(0) * kept
+        return Segments(places[self.ids.long()], self.labels[kept], self.scores[kept])
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
@@ -122,6 +153,7 @@ class Detections:
         masks: per detection a COCO run-length encoding {"size": [height, width], "counts": bytes}; None for a model
             without masks.
         keypoints: [D, P, 3] float32 x, y and score of each keypoint; None for a model without keypoints.
+        segments: the picture divided without overlap; None but for a panoptic model.
     """
 
     boxes: Tensor
@@ -130,6 +162,7 @@ class Detections:
     size: Size
     masks: list[dict[str, Any]] | None = None
     keypoints: Tensor | None = None
+    segments: Segments | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -147,4 +180,5 @@ class Detections:
 
     def above(self, score: float) -> "Detections":
         """Only the detections with at least this score."""
-        return self.take((self.scores >= score).nonzero()[:, 0])
+        segments = None if self.segments is None else self.segments.above(score)
+        return replace(self.take((self.scores >= score).nonzero()[:, 0]), segments=segments)

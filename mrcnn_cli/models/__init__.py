@@ -8,14 +8,18 @@ from torch import nn
 from mrcnn_cli.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from mrcnn_cli.models.keypoint_rcnn import KeypointRCNN, KeypointRCNNConfig
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
+from mrcnn_cli.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 
 MODELS = {
     "faster_rcnn": FasterRCNN,
     "mask_rcnn": MaskRCNN,
     "keypoint_rcnn": KeypointRCNN,
+    "panoptic_fpn": PanopticFPN,
 }
 
-ModelConfig = Annotated[FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig, Field(discriminator="name")]
+ModelConfig = Annotated[
+    FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig | PanopticFPNConfig, Field(discriminator="name")
+]
 
 
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:

@@ -29,6 +29,7 @@ MODELS = {
     "mask_rcnn_R_50_FPN_3x": ("mask_rcnn_r50_fpn_3x", (), {}),
     "faster_rcnn_R_50_FPN_3x": ("faster_rcnn_r50_fpn_3x", (), {}),
     "keypoint_rcnn_R_50_FPN_3x": ("keypoint_rcnn_r50_fpn_3x", (), {}),
+    "panoptic_fpn_R_50_3x": ("panoptic_fpn_r50_3x", (), {}),
     "mask_rcnn_R_50_C4_3x": (
         "mask_rcnn_r50_c4_3x",
         ("model.rpn.post_nms_top_n=100", "model.box_head.samples_per_image=64"),
@@ -48,6 +49,7 @@ LOSSES = {
     "loss_box_reg": "loss_box",
     "loss_mask": "loss_mask",
     "loss_keypoint": "loss_keypoint",
+    "loss_sem_seg": "loss_semantic",
 }
 
 

@@ -46,6 +46,9 @@ NAMES: Table = (
     # keypoints
     ("roi_heads.keypoint_head.conv_fcn{index+1}.{*}", "keypoint_head.convs.{index}.{*}"),
     ("roi_heads.keypoint_head.score_lowres.{*}", "keypoint_head.logits.{*}"),
+    # stuff; between the convolutions of a level its map is enlarged, which counts as a layer on both sides
+    ("sem_seg_head.p{level+2}.{layer}.{*}", "semantic_head.levels.{level}.{layer}.{*}"),
+    ("sem_seg_head.predictor.{*}", "semantic_head.logits.{*}"),
     # buffers of older versions
     ("pixel_mean", None, COMPUTED),
     ("pixel_std", None, COMPUTED),
