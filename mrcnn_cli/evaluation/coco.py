@@ -158,7 +158,7 @@ def evaluate(
         kinds.append("keypoint")
         _check_keypoints(objects, results, len(keypoint_sigmas))
     metrics: Metrics = {}
-    names = _class_names(truth["categories"])
+    names = class_names(truth["categories"])
     classes: dict[str, dict[str, float | None]] = {name: {} for name in names.values()}
     for kind in kinds:
         limit = max_keypoint_detections if kind == "keypoint" else max_detections
@@ -252,7 +252,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(present.mean()) if present.size else None
 
 
-def _class_names(categories: Iterable[dict[str, Any]]) -> dict[int, str]:
+def class_names(categories: Iterable[dict[str, Any]]) -> dict[int, str]:
     """A name for each category id; a name that occurs twice is told apart by its id."""
     names: dict[int, str] = {}
     for category in sorted(categories, key=lambda category: category["id"]):
