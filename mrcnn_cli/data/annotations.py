@@ -40,6 +40,7 @@ class ImageAnnotations:
         ids: [G] int64, of the annotation file.
         segmentations: per object polygons or a run-length encoding as in COCO; None where the data has no masks.
         keypoints: [G, P, 3] float32 x, y and visibility as in COCO; None where the data has no keypoints.
+        semantic: [H, W] uint8, 0 for things, 1..S for stuff, 255 for unlabelled; None where the data has no stuff.
     """
 
     image_id: int
@@ -49,6 +50,7 @@ class ImageAnnotations:
     ids: np.ndarray
     segmentations: list[Any] | None = None
     keypoints: np.ndarray | None = None
+    semantic: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -16,6 +16,7 @@ from mrcnn_cli.data.annotations import AnnotationBuilder, Annotations, ImageAnno
 from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
+from mrcnn_cli.data.panoptic import LabelMaps, PanopticMaps, is_panoptic
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import compressed, run_lengths
 
@@ -46,6 +47,7 @@ class Dataset:
         has_masks: whether each object has a mask (else none has).
         keypoints: what the objects' keypoints are; None where there are none, or they were not asked for.
         names_keypoints: whether the file names keypoints.
+        maps: what each pixel is, beside the objects; None where the data has no stuff.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Dataset:
         warnings: list[str],
         keypoints: KeypointsConfig | None = None,
         names_keypoints: bool = False,
+        maps: PanopticMaps | LabelMaps | None = None,
     ):
         self.source = source
         self.classes = tuple(classes)
@@ -65,10 +68,11 @@ class Dataset:
         self.images = images
         self.annotations = annotations
         self.warnings = warnings
-        self.has_masks = annotations.has_masks
         self.keypoints = keypoints
         self.names_keypoints = names_keypoints
         self.mirror = keypoints.mirror() if keypoints is not None else None
+        self.has_masks = annotations.has_masks or isinstance(maps, PanopticMaps)
+        self.maps = maps
 
     @classmethod
     def read(
@@ -78,8 +82,10 @@ class Dataset:
         *,
         classes: Sequence[str] | None = None,
         keypoints: KeypointsConfig | None = None,
+        stuff: Sequence[str] | None = None,
+        semantic: str | Path | None = None,
     ) -> "Dataset":
-        """The data set of a folder of images and a COCO file.
+        """The data set of a folder of images and a COCO file, of objects or in the panoptic format.
 
         Boxes without area, outside of the image or not finite, and annotations without a mask in a file that has masks
         are left out; boxes that leave the image are clipped; what is missing and can be computed is computed. Each is
@@ -90,16 +96,18 @@ class Dataset:
             annotations: the JSON file.
             classes: names in label order, of a model or of the training images; None: the file's, by category id.
             keypoints: read them too, and what is known of them beforehand; None: they are passed over.
+            stuff: the same for the classes of stuff.
+            semantic: a folder of label maps of `stuff`, for a file of objects; see `LabelMaps`.
 
         Raises:
             UserError: a file that is missing, not COCO or contradicts itself; a listed image that does not exist;
-                a category that is not among `classes`.
+                a category that is not among `classes` or `stuff`.
         """
         # Else Python's search for garbage walks the file's millions of values again and again, a third of the time.
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return _Reader(Path(images), Path(annotations)).read(classes, keypoints)
+            return _Reader(Path(images), Path(annotations)).read(classes, keypoints, stuff, semantic)
         finally:
             if collecting:
                 gc.enable()
@@ -113,7 +121,34 @@ class Dataset:
         Raises:
             UserError: the file is no image, or of another size than the annotation file says.
         """
-        return self.read_image(index), self.annotations[index]
+        return self.read_image(index), self.objects(index)
+
+    def objects(self, index: int) -> ImageAnnotations:
+        """The objects of one picture, with the map of stuff where the data has one.
+
+        Raises:
+            UserError: that map cannot be read, or contradicts the annotation file.
+        """
+        found: ImageAnnotations = self.annotations[index]
+        return found if self.maps is None else self.maps.complete(index, self.images[index], found)
+
+    @property
+    def stuff(self) -> tuple[str, ...] | None:
+        """Names of the classes of stuff, in label order; None where the data has none."""
+        return None if self.maps is None else self.maps.stuff
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """label -> {"id", "name"}; then the classes of stuff, which have "isthing": 0 beside."""
+        things = [{"id": i, "name": name} for i, name in zip(self.category_ids, self.classes, strict=True)]
+        if self.maps is None:
+            return things
+        stuff = zip(self.maps.stuff_ids, self.maps.stuff, strict=True)
+        return things + [{"id": i, "name": name, "isthing": 0} for i, name in stuff]
+
+    def panoptic_truth(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
+        """The map of segment ids of one picture and what they are, as in the file; None without a panoptic file."""
+        return self.maps.truth(index, self.images[index]) if isinstance(self.maps, PanopticMaps) else None
 
     def read_image(self, index: int) -> np.ndarray:
         """One picture [H, W, 3] as `mrcnn_cli.data.image.read_image` gives it.
@@ -153,8 +188,9 @@ class Dataset:
         store = self.annotations
         free = int(store.ids.max(initial=0)) + 1
         annotations: list[dict[str, Any]] = []
-        for record, start, end in zip(self.images, store.first[:-1].tolist(), store.first[1:].tolist(), strict=True):
-            for a in range(start, end):
+        for index, record in enumerate(self.images):
+            start, segmentations = int(store.first[index]), self.objects(index).segmentations
+            for a in range(start, int(store.first[index + 1])):
                 annotation = {
                     "id": int(store.ids[a]) or free,
                     "image_id": record.id,
@@ -163,8 +199,8 @@ class Dataset:
                     "area": float(store.areas[a]),
                     "iscrowd": int(store.crowds[a]),
                 }
-                if self.has_masks:
-                    segmentation = store.segmentation(a, record)
+                if segmentations is not None:
+                    segmentation = segmentations[a - start]
                     if isinstance(segmentation, dict):
                         segmentation["counts"] = segmentation["counts"].decode("ascii")
                     annotation["segmentation"] = segmentation
@@ -179,10 +215,7 @@ class Dataset:
                 {"id": record.id, "file_name": record.file_name, "height": record.height, "width": record.width}
                 for record in self.images
             ],
-            "categories": [
-                {"id": number, "name": name, **self._named_keypoints()}
-                for number, name in zip(self.category_ids, self.classes, strict=True)
-            ],
+            "categories": [category | self._named_keypoints() for category in self.categories[: len(self.classes)]],
             "annotations": annotations,
         }
 
@@ -229,8 +262,18 @@ class _Reader:
         self.folder, self.path = folder, path
         self.repairs = _Repairs()
 
-    def read(self, classes: Sequence[str] | None, keypoints: KeypointsConfig | None) -> Dataset:
+    def read(
+        self,
+        classes: Sequence[str] | None,
+        keypoints: KeypointsConfig | None,
+        stuff: Sequence[str] | None,
+        semantic: str | Path | None,
+    ) -> Dataset:
         content = self._content()
+        maps: PanopticMaps | LabelMaps | None = None
+        if is_panoptic(content):
+            maps = PanopticMaps(self.path, content, stuff)
+            content = maps.objects(content)
         names = self._categories(content["categories"])
         records = self._images(content["images"])
         if classes is None:
@@ -254,8 +297,19 @@ class _Reader:
             if fault is not None:
                 self.repairs.note("skeleton with a line to a keypoint that is not there", "left out", fault)
         annotations = self._annotations(content["annotations"], records, labels, keypoints)
-        warnings = self.repairs.lines()
-        return Dataset(self.path, classes, category_ids, records, annotations, warnings, keypoints, names_keypoints)
+        if maps is None and semantic is not None:
+            maps = LabelMaps(Path(semantic), records, stuff or ())
+        return Dataset(
+            self.path,
+            classes,
+            category_ids,
+            records,
+            annotations,
+            self.repairs.lines(),
+            keypoints,
+            names_keypoints,
+            maps,
+        )
 
     def _content(self) -> dict[str, Any]:
         try:

@@ -32,13 +32,16 @@ class SplitConfig(Config):
     """A folder of images and its COCO file; neither: the embedded sample, or no such split."""
 
     images: Path | None = None
-    annotations: Path | None = None
+    annotations: Path | None = None  # of objects, or in the panoptic format with its PNG files in a folder beside it
+    semantic: Path | None = None  # for a file of objects: a folder of label maps, 0 things, 1.. `stuff`, 255 neither
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":
         if (self.images is None) != (self.annotations is None):
             missing, given = ("annotations", "images") if self.annotations is None else ("images", "annotations")
             raise ValueError(f"has {given} but no {missing}: give both or neither")
+        if self.semantic is not None and self.images is None:
+            raise ValueError("has semantic maps but no images: give images and annotations too")
         return self
 
 
@@ -47,6 +50,7 @@ class DataConfig(Config):
     val: SplitConfig = SplitConfig()
     classes: tuple[str, ...] | None = None  # in label order; by default the training file's, by category id
     keypoints: KeypointsConfig = KeypointsConfig()  # of the models that learn them
+    stuff: tuple[str, ...] | None = None  # the same for the classes of stuff of panoptic models
     normalize: Normalization = "none"
     resize: Resize = Resize()
     augment: Augment = Augment()
@@ -60,6 +64,10 @@ class DataConfig(Config):
             raise ValueError("augment.short_sides needs resize.short_side, not resize.scale: leave one out")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError("classes has a name twice: leave one out")
+        if self.stuff is not None and len(set(self.stuff)) != len(self.stuff):
+            raise ValueError("stuff has a name twice: leave one out")
+        if self.stuff is None and (self.train.semantic or self.val.semantic):
+            raise ValueError("semantic maps need the names of their labels from 1 on: give stuff = ['sky', ...]")
         return self
 
 
@@ -90,9 +98,8 @@ def training_batches(
             index = int(_order(len(dataset), seed, k // len(dataset))[k % len(dataset)])
             image = pictures[index]
             generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
-            pixels, targets = training(
-                image, dataset.annotations[index], config.resize, config.augment, generator, dataset.mirror
-            )
+            objects = dataset.objects(index)
+            pixels, targets = training(image, objects, config.resize, config.augment, generator, dataset.mirror)
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
             sizes.append((image.shape[0], image.shape[1]))
         images, truths = zip(*samples, strict=True)

@@ -18,7 +18,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageAnnotations
 from mrcnn_cli.data.image import resized_by_pillow
 from mrcnn_cli.data.masks import visible_box
-from mrcnn_cli.structures import Masks, Size, Targets
+from mrcnn_cli.structures import IGNORED, Masks, Size, Targets
 
 SHORT_SIDE, LONG_SIDE = 800, 1333  # Feature Pyramid Networks (Lin et al., 2017), Detectron2
 
@@ -268,6 +268,7 @@ def _targets(
         labels=torch.from_numpy(annotations.labels[objects]),
         crowds=torch.from_numpy(moved[kept & annotations.crowds]),
         masks=masks,
+        semantic=None if annotations.semantic is None else _moved_labels(annotations.semantic, matrix, size),
         image_id=annotations.image_id,
         keypoints=keypoints,
     )
@@ -282,3 +283,14 @@ def _moved(keypoints: np.ndarray, matrix: np.ndarray, limits: np.ndarray, mirror
     shown = (keypoints[..., 2] > 0) & ((at >= 0) & (at <= limits)).all(-1)
     moved = np.concatenate([at, keypoints[..., 2:]], -1).astype(np.float32) * shown[..., None]
     return moved[:, mirror] if mirror is not None and np.linalg.det(matrix[:, :2]) < 0 else moved
+
+
+def _moved_labels(labels: np.ndarray, matrix: np.ndarray, size: Size) -> Tensor:
+    """A map of labels in the new pixels: each takes the label of the old pixel that its centre lies in, else 255."""
+    back = np.linalg.inv(np.concatenate([matrix, [[0.0, 0.0, 1.0]]]))
+    rows, columns = np.arange(size[0])[:, None] + 0.5, np.arange(size[1]) + 0.5
+    x, y = (np.floor(back[axis, 0] * columns + (back[axis, 1] * rows + back[axis, 2])) for axis in (0, 1))
+    height, width = labels.shape
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    places = (y.clip(0, height - 1) * width + x.clip(0, width - 1)).astype(np.int64)
+    return torch.from_numpy(np.where(inside, labels.reshape(-1)[places], np.uint8(IGNORED)))
