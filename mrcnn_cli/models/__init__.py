@@ -5,12 +5,14 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
+from mrcnn_cli.models.cascade_rcnn import CascadeRCNN, CascadeRCNNConfig
 from mrcnn_cli.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from mrcnn_cli.models.keypoint_rcnn import KeypointRCNN, KeypointRCNNConfig
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from mrcnn_cli.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 
 MODELS = {
+    "cascade_rcnn": CascadeRCNN,
     "faster_rcnn": FasterRCNN,
     "mask_rcnn": MaskRCNN,
     "keypoint_rcnn": KeypointRCNN,
@@ -18,7 +20,8 @@ MODELS = {
 }
 
 ModelConfig = Annotated[
-    FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig | PanopticFPNConfig, Field(discriminator="name")
+    CascadeRCNNConfig | FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig | PanopticFPNConfig,
+    Field(discriminator="name"),
 ]
 
 

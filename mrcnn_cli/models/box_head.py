@@ -17,6 +17,7 @@ from mrcnn_cli.models.matching import ROI_STREAM, generator, sample
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
 from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors
 from mrcnn_cli.ops.box_coding import clip_boxes
+from mrcnn_cli.ops.match_anchors import BACKGROUND
 from mrcnn_cli.structures import Size, Targets
 
 
@@ -140,17 +141,32 @@ class BoxHead(nn.Module):
         config, samples = self.config, []
         for boxes, target in zip(proposals, targets, strict=True):
             boxes = torch.cat([boxes, target.boxes])
-            matched = match_anchors(boxes, target.boxes, config.positive_iou, config.positive_iou, ignore=target.crowds)
+            matched = self._match(boxes, target)
             random = generator(target, ROI_STREAM)
             positives, negatives = sample(matched, config.samples_per_image, config.positive_fraction, random)
-            objects = matched[positives]
-            background = torch.full_like(negatives, self.num_classes)
-            samples.append(
-                Sampled(
-                    boxes[torch.cat([positives, negatives])], torch.cat([target.labels[objects], background]), objects
-                )
-            )
+            samples.append(self._sampled(boxes, matched, positives, negatives, target))
         return samples
+
+    @torch.no_grad()
+    def relabel(self, proposals: Sequence[Tensor], targets: Sequence[Targets]) -> list[Sampled]:
+        """All proposals, matched by this head's threshold, per image; those that lie in crowds are left out."""
+        samples = []
+        for boxes, target in zip(proposals, targets, strict=True):
+            matched = self._match(boxes, target)
+            positives, negatives = (matched >= 0).nonzero()[:, 0], (matched == BACKGROUND).nonzero()[:, 0]
+            samples.append(self._sampled(boxes, matched, positives, negatives, target))
+        return samples
+
+    def _match(self, boxes: Tensor, target: Targets) -> Tensor:
+        iou = self.config.positive_iou
+        return match_anchors(boxes, target.boxes, iou, iou, ignore=target.crowds)
+
+    def _sampled(
+        self, boxes: Tensor, matched: Tensor, positives: Tensor, negatives: Tensor, target: Targets
+    ) -> Sampled:
+        objects = matched[positives]
+        labels = torch.cat([target.labels[objects], torch.full_like(negatives, self.num_classes)])
+        return Sampled(boxes[torch.cat([positives, negatives])], labels, objects)
 
     def losses(
         self, logits: Tensor, deltas: Tensor, samples: Sequence[Sampled], targets: Sequence[Targets]
@@ -175,18 +191,28 @@ class BoxHead(nn.Module):
     @torch.no_grad()
     def found(self, logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], sizes: Sequence[Size]) -> list[Found]:
         """The detections of each image: decoded, clipped, above the threshold, after NMS per class."""
+        scores = functional.softmax(logits, -1)[:, :-1]
+        boxes = decode(deltas, torch.cat(list(proposals))[:, None], self.config.box_weights)
+        return self.best(scores, boxes, [len(p) for p in proposals], sizes)
+
+    def best(self, scores: Tensor, boxes: Tensor, counts: Sequence[int], sizes: Sequence[Size]) -> list[Found]:
+        """The detections of each image: clipped, above the threshold, after NMS per class.
+
+        Args:
+            scores: [R, K] probabilities, image after image.
+            boxes: [R, K or 1, 4].
+            counts: how many of the R belong to each image.
+            sizes: (height, width) of each image.
+        """
         config, result = self.config, []
-        counts = [len(boxes) for boxes in proposals]
-        all_scores = functional.softmax(logits, -1)[:, :-1].split(counts)
-        all_boxes = decode(deltas, torch.cat(list(proposals))[:, None], config.box_weights).split(counts)
-        for scores, boxes, size in zip(all_scores, all_boxes, sizes, strict=True):
-            boxes = clip_boxes(boxes, size).expand(-1, self.num_classes, 4)
-            sides = boxes[..., 2:] - boxes[..., :2]
-            usable = (scores > config.score_threshold) & (sides > config.min_size).all(-1)
+        for scores_i, boxes_i, size in zip(scores.split(list(counts)), boxes.split(list(counts)), sizes, strict=True):
+            clipped = clip_boxes(boxes_i, size).expand(-1, self.num_classes, 4)
+            sides = clipped[..., 2:] - clipped[..., :2]
+            usable = (scores_i > config.score_threshold) & (sides > config.min_size).all(-1)
             row, label = usable.nonzero().unbind(1)
-            boxes, scores = boxes[row, label], scores[row, label]
-            keep = batched_nms(boxes, scores, label, config.nms_threshold)[: config.detections_per_image]
-            result.append(Found(boxes[keep], scores[keep], label[keep]))
+            chosen, chosen_scores = clipped[row, label], scores_i[row, label]
+            keep = batched_nms(chosen, chosen_scores, label, config.nms_threshold)[: config.detections_per_image]
+            result.append(Found(chosen[keep], chosen_scores[keep], label[keep]))
         return result
 
 

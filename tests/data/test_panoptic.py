@@ -166,7 +166,7 @@ def test_the_map_moves_with_the_picture(seed):
         np.zeros(1, bool),
         np.ones(1, np.int64),
         [[[3.0, 4, 20, 4, 20, 30, 3, 30]]],
-        labels,
+        semantic=labels,
     )
     scale = [1.0, 1.0, 0.6, 1.7][seed % 4]
     augment = Augment(flip=0.5, vertical_flip=0.5, quarter_turns=True, crop=[None, 24][seed % 2])

@@ -8,6 +8,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.models import matching
+from mrcnn_cli.models.cascade_rcnn import CascadeRCNN, refined
 from mrcnn_cli.structures import ImageBatch
 from tests.models.detectron2_oracle import (
     BORDERLINE,
@@ -41,6 +42,7 @@ MODELS = {
         ("model.rpn.post_nms_top_n=300", "model.box_head.samples_per_image=256"),
         {"features": 2e-3, "heads": 1e-2, "pixels": 0.1, "score": 5e-3},
     ),
+    "cascade_mask_rcnn_R_50_FPN_3x": ("cascade_mask_rcnn_r50_fpn_3x", (), {"pixels": 0.1}),
 }
 LOSSES = {
     "loss_rpn_cls": "loss_rpn_objectness",
@@ -50,6 +52,8 @@ LOSSES = {
     "loss_mask": "loss_mask",
     "loss_keypoint": "loss_keypoint",
     "loss_sem_seg": "loss_semantic",
+    **{f"loss_cls_stage{stage}": f"loss_class_stage{stage}" for stage in range(3)},
+    **{f"loss_box_reg_stage{stage}": f"loss_box_stage{stage}" for stage in range(3)},
 }
 
 
@@ -90,14 +94,19 @@ def test_pixels_features_and_proposals_are_detectron2s(case, index):
 @pytest.mark.parametrize("index", IMAGES)
 def test_the_box_head_says_of_given_boxes_what_detectron2s_says(case, index):
     reference, model, tolerances = case
-    tolerance = tolerances.get("heads", HEADS)
-    boxes = torch.from_numpy(reference.record[f"img{index}/rpn/top_boxes"][:20])
+    tolerance, images = tolerances.get("heads", HEADS), reference.images(index)
+    boxes = [torch.from_numpy(reference.record[f"img{index}/rpn/top_boxes"][:20])]
+    cascade = isinstance(model, CascadeRCNN)
+    heads = {f"box_stage{i}": head for i, head in enumerate(model.box_heads)} if cascade else {"box": model.box_head}
     with torch.inference_mode():
-        features = model.fpn(model.backbone(model.preprocess(reference.images(index))))
-        logits, deltas = model.box_head(features, [boxes])
-    for key, found in (("cls_logits", logits), ("deltas", deltas.flatten(1))):
-        expected = reference.record[f"img{index}/box/{key}_first20"]
-        assert np.abs(found.numpy() - expected).max() <= tolerance * expected.std()
+        features = model.fpn(model.backbone(model.preprocess(images)))
+        for name, head in heads.items():
+            logits, deltas = head(features, boxes)
+            for key, found in (("cls_logits", logits), ("deltas", deltas.flatten(1))):
+                expected = reference.record[f"img{index}/{name}/{key}_first20"]
+                assert np.abs(found.numpy() - expected).max() <= tolerance * expected.std(), (name, key)
+            if cascade:
+                boxes = refined(head, deltas, boxes, images.sizes)
 
 
 @pytest.mark.parametrize("index", IMAGES)
@@ -147,8 +156,13 @@ def compare(found, record, prefix, pixels, score):
 
 def test_losses_and_gradients_are_detectron2s(case, monkeypatch):
     reference, model, _ = case
-    record = reference.record
     monkeypatch.setattr(matching, "_choose", first_ones)
+    check_losses_and_gradients(reference, model)
+
+
+def check_losses_and_gradients(reference, model):
+    """Of image 0; the model comes back in evaluation mode."""
+    record = reference.record
     model.train()
     try:
         losses = model(reference.images(0), [target(reference.num_classes)])

@@ -33,6 +33,11 @@ NAMES: Table = (
     ("proposal_generator.rpn_head.conv.{*}", "rpn.convs.0.{*}"),
     ("proposal_generator.rpn_head.objectness_logits.{*}", "rpn.logits.{*}"),
     ("proposal_generator.rpn_head.anchor_deltas.{*}", "rpn.deltas.{*}"),
+    # boxes of a cascade
+    ("roi_heads.box_head.{stage+0}.conv{index+1}.{*}", "box_heads.{stage}.convs.{index}.{*}"),
+    ("roi_heads.box_head.{stage+0}.fc{index+1}.{*}", "box_heads.{stage}.fcs.{index}.{*}"),
+    ("roi_heads.box_predictor.{stage+0}.cls_score.{*}", "box_heads.{stage}.logits.{*}"),
+    ("roi_heads.box_predictor.{stage+0}.bbox_pred.{*}", "box_heads.{stage}.deltas.{*}"),
     # boxes
     ("roi_heads.box_head.conv{index+1}.{*}", "box_head.convs.{index}.{*}"),
     ("roi_heads.box_head.fc{index+1}.{*}", "box_head.fcs.{index}.{*}"),
