@@ -13,6 +13,7 @@ from mrcnn_cli.models.convolution import ConvNorm, Norm
 
 class FPNConfig(Config):
     pyramid: bool = True  # False: the backbone's last map alone, as in the C4 and DC5 forms
+    skip: int = Field(0, ge=0)  # of the backbone's maps, finest first, so many are left out
     channels: int = Field(256, ge=8)
     norm: Norm = "none"
     # Coarser levels. "pool": one, the last subsampled, for the RPN alone. RetinaNet has two more, by convolutions with
@@ -21,7 +22,7 @@ class FPNConfig(Config):
 
     def levels(self, maps: int = 4) -> int:
         """Levels of the pyramid on so many maps of a backbone."""
-        return maps + {"none": 0, "pool": 1}.get(self.top, 2) if self.pyramid else 1
+        return maps - self.skip + {"none": 0, "pool": 1}.get(self.top, 2) if self.pyramid else 1
 
 
 class LastMap(nn.Module):
@@ -47,6 +48,9 @@ class FPN(nn.Module):
 
     def __init__(self, config: FPNConfig, channels: Sequence[int], strides: Sequence[int]):
         super().__init__()
+        self.skip = config.skip
+        extra = config.levels(len(channels)) - len(channels) + config.skip
+        channels, strides = channels[config.skip :], strides[config.skip :]
         self.laterals = nn.ModuleList(ConvNorm(c, config.channels, 1, norm=config.norm) for c in channels)
         self.outputs = nn.ModuleList(ConvNorm(config.channels, config.channels, 3, norm=config.norm) for _ in channels)
         self.top = config.top
@@ -57,12 +61,13 @@ class FPN(nn.Module):
         for conv in (*self.laterals, *self.outputs, *self.tops):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         self.channels = config.channels
-        self.roi_strides = tuple(strides)  # the levels that RoIs are cut from
-        extra = config.levels(len(strides)) - len(strides)
+        # The levels that RoIs are cut from: of those with equal strides (MobileNetV3's last two) the first.
+        self.roi_strides = tuple(dict.fromkeys(strides))
         self.strides = (*strides, *(strides[-1] * 2**level for level in range(1, extra + 1)))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Maps [N, channels[i], H_i, W_i], finest first -> maps [N, C, H_i, W_i] at `strides`."""
+        features = features[self.skip :]
         merged = [lateral(feature) for lateral, feature in zip(self.laterals, features, strict=True)]
         for level in range(len(merged) - 2, -1, -1):
             fine = merged[level]

@@ -21,6 +21,9 @@ class AnchorsConfig(Config):
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     rounded: bool = False  # corners of the base anchors rounded to whole pixels, as torchvision does
     offset: float = 0.0  # of the first centre, in strides
+    # From cell to cell: the level's stride, or the padded image's size divided by the number of cells and rounded down,
+    # as in torchvision; they differ where a level has rounded its size up.
+    strides: Literal["nominal", "divided"] = "nominal"
 
     @model_validator(mode="after")
     def _usable(self) -> "AnchorsConfig":
@@ -31,10 +34,14 @@ class AnchorsConfig(Config):
         return self
 
 
-def check_levels(anchors: AnchorsConfig, fpn: FPNConfig) -> None:
-    """ValueError unless there are anchor sizes for every level of the pyramid (four from the backbone, and its top)."""
-    if len(anchors.sizes) != fpn.levels():
-        raise ValueError(f"anchors.sizes has {len(anchors.sizes)} levels, fpn has {fpn.levels()}: one list per level")
+def check_levels(anchors: AnchorsConfig, fpn: FPNConfig, maps: int = 4) -> None:
+    """ValueError unless there are anchor sizes for every level of the pyramid on so many maps of the backbone."""
+    if fpn.pyramid and fpn.skip >= maps:
+        raise ValueError(f"fpn.skip = {fpn.skip} leaves none of the backbone's {maps} maps: lower it")
+    if len(anchors.sizes) != fpn.levels(maps):
+        raise ValueError(
+            f"anchors.sizes has {len(anchors.sizes)} levels, fpn has {fpn.levels(maps)}: one list per level"
+        )
 
 
 class RPNConfig(Config):
@@ -56,6 +63,7 @@ class RPNConfig(Config):
     post_nms_top_n: int = Field(1000, ge=1)
     nms_threshold: float = Field(0.7, gt=0, le=1)
     min_size: float = Field(1e-3, ge=0)  # pixels; sides of a proposal are longer than that
+    score_threshold: float = Field(0.0, ge=0, lt=1)  # proposals below it are dropped
 
     @model_validator(mode="after")
     def _ordered(self) -> "RPNConfig":
@@ -100,34 +108,13 @@ class RPN(nn.Module):
         hidden = [self.convs(feature) for feature in features]
         return [self.logits(x) for x in hidden], [self.deltas(x) for x in hidden]
 
-    def anchors(self, maps: Sequence[Tensor]) -> Tensor:
-        """The anchors of all levels in the order level, y, x, anchor: [A, 4].
-
-        Args:
-            maps: of the levels [N, .., H_l, W_l].
-        """
-        config = self.anchors_config
-        return torch.cat(
-            [
-                grid_anchors(
-                    sizes,
-                    config.ratios,
-                    (int(map.shape[-2]), int(map.shape[-1])),
-                    stride,
-                    rounded=config.rounded,
-                    offset=config.offset,
-                    device=map.device,
-                )
-                for sizes, map, stride in zip(config.sizes, maps, self.strides, strict=True)
-            ]
-        )
-
     def losses(
         self, logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
         """`loss_rpn_objectness`: binary cross entropy; `loss_rpn_box`: smooth L1 of the positives' deltas."""
         config = self.config
-        all_logits, all_deltas, all_anchors = _by_anchor(logits, 1)[..., 0], _by_anchor(deltas, 4), self.anchors(logits)
+        all_logits, all_deltas = by_anchor(logits, 1)[..., 0], by_anchor(deltas, 4)
+        all_anchors = torch.cat(level_anchors(self.anchors_config, logits, self.strides))
         chosen_logits, chosen_deltas, truths, wanted = [], [], [], []
         for i, target in enumerate(targets):
             matched = match_anchors(
@@ -153,13 +140,13 @@ class RPN(nn.Module):
     def proposals(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n."""
         config, anchors = self.config, self.anchors_config
-        boxes, _ = rpn_proposals(
+        boxes, scores = rpn_proposals(
             logits,
             deltas,
             sizes,
             anchors.sizes,
             anchors.ratios,
-            self.strides,
+            anchor_strides(anchors, logits, self.strides),
             pre_nms_top_n=config.pre_nms_top_n_train if self.training else config.pre_nms_top_n,
             post_nms_top_n=config.post_nms_top_n_train if self.training else config.post_nms_top_n,
             nms_threshold=config.nms_threshold,
@@ -168,9 +155,47 @@ class RPN(nn.Module):
             rounded=anchors.rounded,
             offset=anchors.offset,
         )
+        if config.score_threshold > 0:
+            boxes = [b[s.sigmoid() >= config.score_threshold] for b, s in zip(boxes, scores, strict=True)]
         return boxes
 
 
-def _by_anchor(maps: Sequence[Tensor], values: int) -> Tensor:
+def anchor_strides(config: AnchorsConfig, maps: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[int, int]]:
+    """(vertical, horizontal) pixels from anchor to anchor of each level.
+
+    Args:
+        config: says how they are found.
+        maps: of the levels [N, .., H_l, W_l], finest first; the picture is padded to a multiple of its stride.
+        strides: of the levels.
+    """
+    if config.strides == "nominal":
+        return [(stride, stride) for stride in strides]
+    height, width = (int(side) * strides[0] for side in maps[0].shape[-2:])
+    return [(height // int(map.shape[-2]), width // int(map.shape[-1])) for map in maps]
+
+
+def level_anchors(config: AnchorsConfig, maps: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+    """The anchors of each level [A_l, 4], in the order y, x, size, ratio.
+
+    Args:
+        config: their sizes and ratios.
+        maps: of the levels [N, .., H_l, W_l], finest first.
+        strides: of the levels.
+    """
+    return [
+        grid_anchors(
+            sizes,
+            config.ratios,
+            (int(map.shape[-2]), int(map.shape[-1])),
+            stride,
+            rounded=config.rounded,
+            offset=config.offset,
+            device=map.device,
+        )
+        for sizes, map, stride in zip(config.sizes, maps, anchor_strides(config, maps, strides), strict=True)
+    ]
+
+
+def by_anchor(maps: Sequence[Tensor], values: int) -> Tensor:
     """Maps [N, A * values, H_l, W_l] of all levels as [N, all anchors, values] float32, in the order of the anchors."""
     return torch.cat([map.permute(0, 2, 3, 1).reshape(len(map), -1, values).float() for map in maps], 1)
