@@ -10,7 +10,7 @@ from mrcnn_cli.ops import deform_conv2d, onednn
 
 Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
 BatchNorms = (nn.BatchNorm2d, nn.SyncBatchNorm)
-Activation = Literal["none", "relu", "relu6"]
+Activation = Literal["none", "relu", "relu6", "hard_swish"]
 
 
 class FrozenBatchNorm(nn.Module):
@@ -110,6 +110,8 @@ class ConvNorm(nn.Conv2d):
             return functional.relu(x, inplace=True)
         if self.activation == "relu6":
             return functional.relu6(x, inplace=True)
+        if self.activation == "hard_swish":
+            return functional.hardswish(x, inplace=True)
         return x
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -30,7 +30,7 @@ class MaskRCNNConfig(Config):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "MaskRCNNConfig":
-        check_levels(self.anchors, self.fpn)
+        check_levels(self.anchors, self.fpn, self.backbone.maps)
         check_stage(self.box_head, self.backbone, self.fpn)
         return self
 

@@ -11,8 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-ACTIVATIONS = {"none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0])}
+ACTIVATIONS = {
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+    "hard_swish": ("hardswish", []),
+}
+# After a sum the kernels know no activation but ReLU.
+AFTER_SUM = {"relu6": functional.relu6, "hard_swish": functional.hardswish}
 
 _HAS_KERNELS = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -39,7 +47,7 @@ def conv2d(
     Args:
         x: [N, C, H, W], see `takes`.
         weight, bias, stride, padding, dilation, groups: as for torch.nn.functional.conv2d, numbers for both axes.
-        activation: none, relu or relu6.
+        activation: one of ACTIVATIONS.
         shortcut: of the shape of the result.
     """
     kernels = torch.ops.mkldnn._convolution_pointwise
@@ -47,9 +55,10 @@ def conv2d(
     geometry = (list(padding), list(stride), list(dilation), groups)
     if shortcut is None:
         return kernels(x, weight, bias, *geometry, name, scalars, "")
-    unary = "relu" if name == "relu" else None  # after a sum the kernel knows no other
-    found = kernels.binary(x, shortcut, weight, bias, *geometry, "add", 1.0, unary, [], "")
-    return torch.nn.functional.relu6(found, inplace=True) if activation == "relu6" else found
+    found = kernels.binary(
+        x, shortcut, weight, bias, *geometry, "add", 1.0, "relu" if activation == "relu" else None, [], ""
+    )
+    return AFTER_SUM[activation](found, inplace=True) if activation in AFTER_SUM else found
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -8,7 +8,12 @@ from mrcnn_cli.models.convolution import ConvNorm, Linear
 from mrcnn_cli.ops import onednn
 
 pytestmark = pytest.mark.skipif(not onednn.takes(torch.ones(1)), reason="this PyTorch is built without oneDNN")
-ACTIVATIONS = {"none": lambda x: x, "relu": torch.relu, "relu6": functional.relu6}
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "hard_swish": functional.hardswish,
+}
 
 
 def image(*shape):

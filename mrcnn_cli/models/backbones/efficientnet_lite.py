@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mrcnn_cli.config import Config
+from mrcnn_cli.models.backbones.mobilenet import Block, InvertedResidual
 from mrcnn_cli.models.convolution import ConvNorm, Norm, freeze
 
 # (expansion, channels, blocks, stride of the first, kernel) per stage; Lite keeps the first and last stage's depth.
@@ -30,6 +31,11 @@ class EfficientNetLiteConfig(Config):
     norm: Norm = "frozen_batch_norm"
     frozen_blocks: int = Field(1, ge=0, le=16)  # blocks without gradient; with any, the stem has none either
 
+    @property
+    def maps(self) -> int:
+        """How many maps come out."""
+        return len(TAPS)
+
     @model_validator(mode="after")
     def _something_learns(self) -> "EfficientNetLiteConfig":
         if self.weights == "none" and self.norm == "frozen_batch_norm":
@@ -37,24 +43,6 @@ class EfficientNetLiteConfig(Config):
         if self.weights == "imagenet" and self.norm == "group_norm":
             raise ValueError("the ImageNet weights hold batch norms; take norm = 'frozen_batch_norm' or 'batch_norm'")
         return self
-
-
-class InvertedResidual(nn.Module):
-    """1x1 expansion, depthwise convolution, 1x1 projection without activation ("MobileNetV2", Sandler et al., 2018)."""
-
-    def __init__(self, inputs: int, outputs: int, expansion: int, stride: int, kernel: int, norm: Norm):
-        super().__init__()
-        width = inputs * expansion
-        self.expand = ConvNorm(inputs, width, 1, norm=norm, activation="relu6", eps=EPS) if expansion > 1 else None
-        self.depthwise = ConvNorm(
-            width, width, kernel, stride, groups=width, norm=norm, activation="relu6", eps=EPS, same_padding=True
-        )
-        self.project = ConvNorm(width, outputs, 1, norm=norm, eps=EPS)
-        self.has_shortcut = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else self.expand(x)
-        return self.project(self.depthwise(y), x if self.has_shortcut else None)
 
 
 class EfficientNetLite(nn.Module):
@@ -72,7 +60,8 @@ class EfficientNetLite(nn.Module):
         for expansion, outputs, depth, first_stride, kernel in STAGES:
             for position in range(depth):
                 stride = first_stride if position == 0 else 1
-                blocks.append(InvertedResidual(inputs, outputs, expansion, stride, kernel, config.norm))
+                block = Block(kernel, expansion * inputs, outputs, stride)
+                blocks.append(InvertedResidual(block, inputs, config.norm, EPS, same_padding=True))
                 inputs = outputs
         self.blocks = nn.ModuleList(blocks)
         self.frozen_blocks = config.frozen_blocks

@@ -35,6 +35,11 @@ class ResNetConfig(Config):
     stride_in_1x1: bool = False  # where a bottleneck strides: True in the original MSRA models, False in torchvision
     frozen_stages: int = Field(0, ge=0, le=5)  # the stem counts as the first; Detectron2's zoo freezes 2
 
+    @property
+    def maps(self) -> int:
+        """How many maps come out."""
+        return self.stages
+
     @model_validator(mode="after")
     def _something_learns(self) -> "ResNetConfig":
         if self.weights == "none" and self.norm == "frozen_batch_norm":
