@@ -154,8 +154,8 @@ def load_weights(
 ) -> None:
     """Copy tensors into a model; every name and shape must fit.
 
-    Batch norms' counters of batches, which nothing here depends on, may be missing or too many: weights fit a recipe
-    whether it freezes their batch norms or not.
+    What changes nothing but how training goes on (see `is_optional`) may be missing or too much, so that weights fit a
+    recipe whether it freezes their batch norms or not.
 
     Args:
         model: to be filled.
@@ -171,8 +171,8 @@ def load_weights(
         return f"{name} ({theirs[name]})" if theirs and name in theirs else name
 
     wanted = model.state_dict()
-    filled = {name: tensor for name, tensor in tensors.items() if name in wanted or not is_counter(name)}
-    filled |= {name: tensor for name, tensor in wanted.items() if name not in filled and is_counter(name)}
+    filled = {name: tensor for name, tensor in tensors.items() if name in wanted or not is_optional(name)}
+    filled |= {name: tensor for name, tensor in wanted.items() if name not in filled and is_optional(name)}
     for name, tensor in wanted.items():
         if name not in filled:
             raise UserError(f"{source}: does not fit the model: it lacks {name} {list(tensor.shape)}")
@@ -187,6 +187,6 @@ def load_weights(
     model.load_state_dict(filled)
 
 
-def is_counter(name: str) -> bool:
-    """Whether a tensor counts the batches that a batch norm has seen."""
-    return name.endswith(".num_batches_tracked")
+def is_optional(name: str) -> bool:
+    """Whether prediction does without a tensor: batch norms' counters of batches, RetinaNet's running average."""
+    return name.endswith((".num_batches_tracked", ".loss_normalizer"))

@@ -10,6 +10,7 @@ from mrcnn_cli.models.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from mrcnn_cli.models.keypoint_rcnn import KeypointRCNN, KeypointRCNNConfig
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from mrcnn_cli.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
+from mrcnn_cli.models.retinanet import RetinaNet, RetinaNetConfig
 
 MODELS = {
     "cascade_rcnn": CascadeRCNN,
@@ -17,10 +18,11 @@ MODELS = {
     "mask_rcnn": MaskRCNN,
     "keypoint_rcnn": KeypointRCNN,
     "panoptic_fpn": PanopticFPN,
+    "retinanet": RetinaNet,
 }
 
 ModelConfig = Annotated[
-    CascadeRCNNConfig | FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig | PanopticFPNConfig,
+    CascadeRCNNConfig | FasterRCNNConfig | MaskRCNNConfig | KeypointRCNNConfig | PanopticFPNConfig | RetinaNetConfig,
     Field(discriminator="name"),
 ]
 

@@ -68,6 +68,8 @@ class Reference:
         self.record = dict(np.load(FOLDER / "models" / f"{name}.npz"))
         table = override(read(recipes()[recipe]), overrides)
         self.config = validate(RunConfig, table, recipe)
+        renamed = rename({entry["name"]: torch.empty(0) for entry in self.spec["state_dict"]}, detectron2.NAMES)
+        self.names = {theirs: ours for ours, theirs in renamed.sources.items()}
         self.num_classes = self.spec["conventions"].get(
             "MODEL.ROI_HEADS.NUM_CLASSES", self.spec["conventions"].get("MODEL.RETINANET.NUM_CLASSES", 80)
         )
@@ -86,8 +88,7 @@ class Reference:
 
     def ours(self, name):
         """Our name of Detectron2's parameter."""
-        [found] = rename({name: torch.empty(0)}, detectron2.NAMES).tensors
-        return found
+        return self.names[name]
 
     def images(self, index):
         """Image 0 or 1 as a batch; Detectron2's order of channels is BGR."""

@@ -24,9 +24,9 @@ NAMES: Table = (
     *((theirs, f"backbone.{ours}") for theirs, ours in _RESNET),
     ("linear.{*}", None, CLASSIFIER),
     ("fc1000.{*}", None, CLASSIFIER),
-    # the pyramid
-    ("backbone.fpn_lateral{level+2}.{*}", "fpn.laterals.{level}.{*}"),
-    ("backbone.fpn_output{level+2}.{*}", "fpn.outputs.{level}.{*}"),
+    # the pyramid, which begins with level 2, or 3 in RetinaNet
+    ("backbone.fpn_lateral{level+first}.{*}", "fpn.laterals.{level}.{*}"),
+    ("backbone.fpn_output{level+first}.{*}", "fpn.outputs.{level}.{*}"),
     ("backbone.top_block.p{level+6}.{*}", "fpn.tops.{level}.{*}"),
     # the region proposal network
     ("proposal_generator.rpn_head.conv.conv{index+0}.{*}", "rpn.convs.{index}.{*}"),  # MODEL.RPN.CONV_DIMS of several
@@ -54,6 +54,11 @@ NAMES: Table = (
     # stuff; between the convolutions of a level its map is enlarged, which counts as a layer on both sides
     ("sem_seg_head.p{level+2}.{layer}.{*}", "semantic_head.levels.{level}.{layer}.{*}"),
     ("sem_seg_head.predictor.{*}", "semantic_head.logits.{*}"),
+    # RetinaNet; between two convolutions stands an activation
+    *((f"head.cls_subnet.{2 * i}.{{*}}", f"retina_head.class_convs.{i}.{{*}}") for i in range(8)),
+    *((f"head.bbox_subnet.{2 * i}.{{*}}", f"retina_head.box_convs.{i}.{{*}}") for i in range(8)),
+    ("head.cls_score.{*}", "retina_head.logits.{*}"),
+    ("head.bbox_pred.{*}", "retina_head.deltas.{*}"),
     # buffers of older versions
     ("pixel_mean", None, COMPUTED),
     ("pixel_std", None, COMPUTED),

@@ -2,16 +2,17 @@
 
 A row is (their name, our name) or (their name, our name, change), where `change` makes our tensor of theirs. In a name
 
-    {part}      stands for what is between two dots,
-    {index+2}   for a number which is 2 more than ours (`{index}` in our name), {index-1} for one which is 1 less,
-    {*}         for all that is left.
+    {part}         stands for what is between two dots,
+    {index+2}      for a number which is 2 more than ours (`{index}` in our name), {index-1} for one which is 1 less,
+    {index+first}  for a number which is more than ours by the least one that the file has there: ours begin at 0,
+    {*}            for all that is left.
 
 The first row that matches counts. A row whose second entry is None names what is not needed here; its third entry says
 why.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,7 +21,7 @@ Change = Callable[[Tensor], Tensor]
 Row = tuple[str, str] | tuple[str, str, Change] | tuple[str, None, str]
 Table = Sequence[Row]
 
-_FIELD = re.compile(r"\{(\*|\w+)([+-]\d+)?\}")
+_FIELD = re.compile(r"\{(\*|\w+)([+-]\d+|\+first)?\}")
 
 
 @dataclass
@@ -43,6 +44,8 @@ class Renamed:
 def rename(tensors: Mapping[str, Tensor], table: Table) -> Renamed:
     """All tensors by our names, changed as the table says."""
     rows = [_Row(*row) for row in table]
+    for row in rows:
+        row.count_from_first(tensors)
     renamed = Renamed()
     for name, tensor in tensors.items():
         for row in rows:
@@ -73,6 +76,7 @@ class _Row:
     def __init__(self, theirs: str, ours: str | None, change: Change | str | None = None):
         self.ours, self.change = ours, change
         self.shifts: dict[str, int] = {}
+        self.from_first: list[str] = []
         pattern, end = "", 0
         for found in _FIELD.finditer(theirs):
             name, shift = found[1], found[2]
@@ -81,11 +85,21 @@ class _Row:
                 pattern += "(?P<rest>.+)"
             elif shift is not None:
                 pattern += rf"(?P<{name}>\d+)"
-                self.shifts[name] = int(shift)
+                if shift == "+first":
+                    self.from_first.append(name)
+                else:
+                    self.shifts[name] = int(shift)
             else:
                 pattern += rf"(?P<{name}>[^.]+)"
             end = found.end()
         self.pattern = re.compile(pattern + re.escape(theirs[end:]))
+
+    def count_from_first(self, names: Iterable[str]) -> None:
+        """Shift numbers written {..+first} by the least one among the names."""
+        if self.from_first:
+            matches = [found for found in map(self.pattern.fullmatch, names) if found]
+            for field in self.from_first:
+                self.shifts[field] = min((int(found[field]) for found in matches), default=0)
 
     def name(self, found: re.Match[str]) -> str:
         """Our name for a name that the pattern has matched."""
