@@ -236,7 +236,7 @@ class Dataset:
         return f"{message}; annotations only fit the picture they were made on: put it back, or correct the file"
 
 
-class _Repairs:
+class Repairs:
     """Counts of what was repaired or left out, with the first example of each."""
 
     def __init__(self) -> None:
@@ -246,6 +246,12 @@ class _Repairs:
         """`what` in the singular, its first word the thing that is counted."""
         count, first = self.found.get((what, remedy), (0, example))
         self.found[what, remedy] = (count + 1, first)
+
+    def merge(self, other: "Repairs") -> None:
+        """Adds what another has counted."""
+        for key, (count, first) in other.found.items():
+            mine, example = self.found.get(key, (0, first))
+            self.found[key] = (mine + count, example)
 
     def lines(self) -> list[str]:
         lines = []
@@ -260,7 +266,7 @@ class _Reader:
 
     def __init__(self, folder: Path, path: Path):
         self.folder, self.path = folder, path
-        self.repairs = _Repairs()
+        self.repairs = Repairs()
 
     def read(
         self,

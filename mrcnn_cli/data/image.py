@@ -1,5 +1,6 @@
 """Pictures from files, upright and in RGB, and their pixels brought to 0..255."""
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -184,3 +185,73 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # a broken file makes Pillow's decoders raise anything: OSError, ValueError, SyntaxError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: damaged or cut short ({reason}); copy or export it again") from None
+
+
+def read_label_map(path: str | Path) -> np.ndarray:
+    """The values of a picture whose pixels are numbers of objects or classes: [H, W] int64.
+
+    Of a palette the number is taken, not the colour; of grey the value (8, 16 or 32 bits); of colours
+    red << 16 | green << 8 | blue, transparency left out.
+
+    Raises:
+        UserError: no such file, not an image, damaged, too large, or with values that are no whole numbers.
+    """
+    with _opened(Path(path)) as image:
+        image.load()
+        if image.mode in ("P", "L", "1") or image.mode.startswith("I"):
+            return np.asarray(image).astype(np.int64)
+        if image.mode == "F":
+            values = np.asarray(image)
+            if not np.array_equal(values, np.round(values)):
+                raise UserError(f"{path}: has values that are no whole numbers, so it is no label map; correct it")
+            return values.astype(np.int64)
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int64), 2, 0)
+        grey = (red == green) & (green == blue)
+        return red if grey.all() else red << 16 | green << 8 | blue
+
+
+def read_mask(content: bytes | str | Path) -> np.ndarray:
+    """The pixels of a mask file or its bytes that are not black (or, of a palette, not its first colour): [H, W] bool.
+
+    Raises:
+        UserError: it is no image.
+    """
+    if isinstance(content, bytes):
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                return _is_set(image)
+        except Exception as error:  # a broken file makes Pillow's decoders raise anything
+            raise UserError(f"an embedded mask is no image ({error})") from None
+    with _opened(Path(content)) as image:
+        image.load()
+        return _is_set(image)
+
+
+def palette_png(labels: np.ndarray, palette: list[int]) -> bytes:
+    """A PNG file of numbers [H, W] uint8 with a colour for each.
+
+    Args:
+        labels: the numbers.
+        palette: r, g, b of 0, 1, ...
+    """
+    image = Image.fromarray(labels)
+    image.putpalette(palette)
+    return _png(image)
+
+
+def mask_png(mask: np.ndarray) -> bytes:
+    """A PNG file of a bitmap [H, W], one bit for each pixel."""
+    return _png(Image.fromarray(mask.astype(bool)))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _is_set(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "L", "1", "F") or image.mode.startswith("I"):
+        return np.not_equal(np.asarray(image), 0)
+    return np.asarray(image.convert("RGB")).any(axis=2)
