@@ -210,6 +210,28 @@ def read_label_map(path: str | Path) -> np.ndarray:
         return red if grey.all() else red << 16 | green << 8 | blue
 
 
+def read_colours(path: str | Path) -> np.ndarray:
+    """The colours of a picture as red << 16 | green << 8 | blue: [H, W] int64.
+
+    Raises:
+        UserError: no such file, not an image, damaged, or too large.
+    """
+    with _opened(Path(path)) as image:
+        image.load()
+        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int64), 2, 0)
+        return red << 16 | green << 8 | blue
+
+
+def is_grey(path: str | Path) -> bool:
+    """Whether a file's pixels are single numbers (grey or with a palette), by its header.
+
+    Raises:
+        UserError: no such file, or not an image.
+    """
+    with _opened(Path(path)) as image:
+        return image.mode in ("P", "L", "1", "F") or image.mode.startswith("I")
+
+
 def read_mask(content: bytes | str | Path) -> np.ndarray:
     """The pixels of a mask file or its bytes that are not black (or, of a palette, not its first colour): [H, W] bool.
 
@@ -253,5 +275,6 @@ def _png(image: Image.Image) -> bytes:
 
 def _is_set(image: Image.Image) -> np.ndarray:
     if image.mode in ("P", "L", "1", "F") or image.mode.startswith("I"):
-        return np.not_equal(np.asarray(image), 0)
+        pixels = np.asarray(image)
+        return pixels.astype(bool)
     return np.asarray(image.convert("RGB")).any(axis=2)

@@ -53,10 +53,27 @@ FORMATS = {
     "prepared": Format("mrcnn", "dataset.toml", "prepared"),
     "lvis": Format("LVIS", "a COCO file whose categories have a frequency", "coco", ("recognize_lvis", "read", "")),
     "coco": Format("COCO", "a JSON file with images, annotations and categories", "coco"),
+    "panoptic": Format("COCO panoptic", "a JSON file whose annotations have segments_info", "panoptic"),
+    "tfrecord": Format("TFRecord of TensorFlow's Object Detection API", "*.tfrecord or *.record files", "tfrecord"),
+    "cityscapes": Format("Cityscapes", "files *_gtFine_instanceIds.png or *_gtFine_polygons.json", "cityscapes"),
+    "kitti": Format("KITTI objects", "text files of a class and 14 numbers", "kitti"),
     "yolo": Format("YOLO", "data.yaml or obj.data, or text files of 'class x y width height' and images", "yolo"),
     "voc": Format("Pascal VOC", "XML files with <annotation>", "voc"),
+    "labelme": Format("LabelMe", "JSON files with shapes and imagePath", "labelme"),
+    "via": Format("VGG Image Annotator 1 and 2", "a JSON file of images with regions", "via"),
+    "cvat": Format("CVAT for images", "an XML file with <annotations>", "cvat"),
+    "openimages": Format("Open Images", "a CSV file with ImageID, LabelName and XMin", "openimages"),
+    "rle-csv": Format("Run lengths as in Kaggle's CSV", "a CSV file with ImageId and EncodedPixels", "rle_csv"),
+    "csv": Format("keras-retinanet's CSV", "a CSV file of path,x1,y1,x2,y2,class", "csv_boxes"),
+    "frcnn": Format(
+        "keras-frcnn's text", "a text file of path,x1,y1,x2,y2,class", "csv_boxes", ("recognize_text", "read_text", "")
+    ),
+    "instance-masks": Format("A mask file for each object", "folders masks/ beside images/", "instance_masks"),
+    "label-maps": Format(
+        "Label maps", "grey PNG or TIFF files called like the images, in a folder such as labels/", "label_maps"
+    ),
 }
-WRITERS = ("coco", "yolo", "voc")
+WRITERS = ("coco", "yolo", "voc", "labelme", "rle-csv")
 
 
 def guess(source: Source) -> tuple[str, str]:

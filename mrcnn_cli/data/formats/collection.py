@@ -123,6 +123,22 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(length) for length in encoding["size"]], "counts": encoding["counts"]}
 
 
+def merged(parts: Sequence[Instance], height: int, width: int) -> Instance:
+    """One object of several parts, which may be polygons, bitmaps or boxes; a single one stays as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    x1, y1, x2, y2 = zip(*(part.box for part in parts), strict=True)
+    box = (min(x1), min(y1), max(x2), max(y2))
+    attributes = {key: value for part in parts for key, value in part.attributes.items()}
+    given = [part.segmentation for part in parts if part.segmentation is not None]
+    if all(isinstance(one, list) for one in given):
+        segmentation: Any = [polygon for one in given for polygon in one] or None
+    else:
+        together = coco_mask.merge([to_encoding(one, height, width) for one in given])
+        segmentation = {"size": [height, width], "counts": together["counts"]}
+    return Instance(parts[0].label, box, segmentation, any(part.crowd for part in parts), attributes)
+
+
 def label_instances(labels: np.ndarray, values: np.ndarray | None = None) -> list[tuple[int, dict[str, Any], Box]]:
     """Each value but 0 of a map [H, W] with its run-length encoding and box, in the order of the values.
 

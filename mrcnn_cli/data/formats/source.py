@@ -167,6 +167,11 @@ class Reading:
         self.missing: set[Path] = set()
         self.notes = Repairs()
 
+    @property
+    def unnamed(self) -> str:
+        """The class of objects of a source that names none: the one the person gave, else "object"."""
+        return self.given[0] if len(self.given) == 1 else "object"
+
     @contextmanager
     def guard(self, path: Path, where: str = "") -> Iterator[None]:
         """What goes wrong with a file within becomes a fault that names it; the rest goes on."""
