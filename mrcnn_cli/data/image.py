@@ -277,4 +277,5 @@ def _is_set(image: Image.Image) -> np.ndarray:
     if image.mode in ("P", "L", "1", "F") or image.mode.startswith("I"):
         pixels = np.asarray(image)
         return pixels.astype(bool)
-    return np.asarray(image.convert("RGB")).any(axis=2)
+    colours = np.asarray(image.convert("RGB"))
+    return colours.max(axis=2) > 0
