@@ -2,7 +2,6 @@
 
 import gc
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,13 +16,17 @@ from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.data.panoptic import LabelMaps, PanopticMaps, is_panoptic
+from mrcnn_cli.data.shape_faults import box_fault, finite, polygon_fault, read_runs
 from mrcnn_cli.errors import UserError
-from mrcnn_cli.ops.run_lengths import compressed, run_lengths
+from mrcnn_cli.ops.run_lengths import compressed
 
 NEEDED = "COCO needs an object with the lists 'images', 'annotations' and 'categories'"
-# Boxes in COCO's files are rounded to hundredths: one that leaves the image by less is no fault.
-SLACK = 0.05
-_NUMBERS = {int, float}
+_LEFT_OUT = {
+    "not finite": "annotation with a box that is not finite",
+    "negative size": "annotation with a box of negative size",
+    "zero area": "annotation with a box of zero area",
+    "outside of its image": "annotation with a box outside of its image",
+}
 _WORDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -236,6 +239,33 @@ class Dataset:
         return f"{message}; annotations only fit the picture they were made on: put it back, or correct the file"
 
 
+def read_content(path: Path) -> dict[str, Any]:
+    """What a COCO file holds: its lists of objects are there, what these hold is not looked at.
+
+    Raises:
+        UserError: the file cannot be read or is not COCO.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such annotation file; check the path") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; name a COCO JSON file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}; {NEEDED}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {_kind(content)} at the top; {NEEDED}")
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            raise UserError(f"{path}: has no '{key}' (but {_some(list(content)) or 'nothing'}); {NEEDED}")
+        if not isinstance(content[key], list):
+            raise UserError(f"{path}: '{key}' is {_kind(content[key])}; {NEEDED}")
+        for place, entry in enumerate(content[key]):
+            if not isinstance(entry, dict):
+                raise UserError(f"{path}: {key}[{place}] is {_kind(entry)} instead of an object; {NEEDED}")
+    return content
+
+
 class Repairs:
     """Counts of what was repaired or left out, with the first example of each."""
 
@@ -275,7 +305,7 @@ class _Reader:
         stuff: Sequence[str] | None,
         semantic: str | Path | None,
     ) -> Dataset:
-        content = self._content()
+        content = read_content(self.path)
         maps: PanopticMaps | LabelMaps | None = None
         if is_panoptic(content):
             maps = PanopticMaps(self.path, content, stuff)
@@ -316,27 +346,6 @@ class _Reader:
             names_keypoints,
             maps,
         )
-
-    def _content(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"{self.path}: no such annotation file; check the path") from None
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read: {error.strerror}; name a COCO JSON file") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{self.path}: not JSON: {error}; {NEEDED}") from None
-        if not isinstance(content, dict):
-            raise UserError(f"{self.path}: holds {_kind(content)} at the top; {NEEDED}")
-        for key in ("images", "annotations", "categories"):
-            if key not in content:
-                raise UserError(f"{self.path}: has no '{key}' (but {_some(list(content)) or 'nothing'}); {NEEDED}")
-            if not isinstance(content[key], list):
-                raise UserError(f"{self.path}: '{key}' is {_kind(content[key])}; {NEEDED}")
-            for place, entry in enumerate(content[key]):
-                if not isinstance(entry, dict):
-                    raise UserError(f"{self.path}: {key}[{place}] is {_kind(entry)} instead of an object; {NEEDED}")
-        return content
 
     def _categories(self, entries: list[dict[str, Any]]) -> dict[int, str]:
         names: dict[int, str] = {}
@@ -429,7 +438,7 @@ class _Reader:
                 continue
             given, box = bbox
             area = entry.get("area")
-            if not isinstance(area, int | float) or not _finite([area]) or area < 0:
+            if not isinstance(area, int | float) or not finite([area]) or area < 0:
                 area = _area(segmentation, given, record)
             crowd = bool(entry.get("iscrowd"))
             points = self._keypoints(entry.get("keypoints"), names, record, where, example)
@@ -472,18 +481,14 @@ class _Reader:
                 "a run-length encoding {'size': [height, width], 'counts': ...}; convert it"
             )
         polygons = []
-        side = max(record.height, record.width)
         for polygon in given:
-            if not _NUMBERS.issuperset(map(type, polygon)):
-                raise UserError(f"{self.path}: {where}: a polygon holds something else than numbers; correct it")
-            if len(polygon) < 6 or len(polygon) % 2:
-                self.repairs.note("polygon with fewer than 3 points or half a point", "left out", example)
-            elif not _finite(polygon):
-                self.repairs.note("polygon with coordinates that are not finite", "left out", example)
-            elif min(polygon) < -side or max(polygon) > 2 * side:  # filling it would take for ever
-                self.repairs.note("polygon with points far outside of the image", "left out", example)
-            else:
+            fault = polygon_fault(polygon, record.height, record.width)
+            if fault is None:
                 polygons.append(polygon)
+            elif fault == "holds something else than numbers":
+                raise UserError(f"{self.path}: {where}: a polygon {fault}; correct it")
+            else:
+                self.repairs.note(f"polygon with {fault}", "left out", example)
         return polygons or None
 
     def _encoding(self, given: dict[str, Any], record: ImageRecord, where: str) -> bytes | None:
@@ -493,11 +498,10 @@ class _Reader:
                 f"its image {record.file_name} has [{record.height}, {record.width}]; encode it again"
             )
         try:
-            runs = run_lengths(given)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            runs = read_runs(given)
+        except ValueError as error:
             raise UserError(
-                f"{self.path}: {where}: its run-length encoding cannot be read: {reason}; encode it again"
+                f"{self.path}: {where}: its run-length encoding cannot be read: {error}; encode it again"
             ) from None
         return compressed(runs) if runs[1::2].any() else None
 
@@ -511,21 +515,15 @@ class _Reader:
                 return None
             x1, y1, x2, y2 = _box_of(segmentation, record)
             given = [x1, y1, x2 - x1, y2 - y1]
-        if not isinstance(given, list) or len(given) != 4 or not _NUMBERS.issuperset(map(type, given)):
+        fault = box_fault(given, record.height, record.width)
+        if fault == "is no box":
             raise UserError(f"{self.path}: {where}: 'bbox' is {shown(given)}; write [x, y, width, height]")
-        if not _finite(given):
-            self.repairs.note("annotation with a box that is not finite", "left out", example)
+        if fault is not None and fault != "leaves its image":
+            self.repairs.note(_LEFT_OUT[fault], "left out", example)
             return None
         x, y, width, height = map(float, given)
-        if width <= 0 or height <= 0:
-            sign = "negative size" if width < 0 or height < 0 else "zero area"
-            self.repairs.note(f"annotation with a box of {sign}", "left out", example)
-            return None
         box = [max(x, 0.0), max(y, 0.0), min(x + width, record.width), min(y + height, record.height)]
-        if box[0] >= box[2] or box[1] >= box[3]:
-            self.repairs.note("annotation with a box outside of its image", "left out", example)
-            return None
-        if max(box[0] - x, box[1] - y, x + width - box[2], y + height - box[3]) > SLACK:
+        if fault == "leaves its image":
             self.repairs.note("annotation with a box that leaves its image", "clipped", example)
             return [box[0], box[1], box[2] - box[0], box[3] - box[1]], box
         return [x, y, width, height], box
@@ -558,13 +556,6 @@ class _Reader:
             found = f"'{key}' is {shown(value)}" if key in entry else f"has no '{key}'"
             raise UserError(f"{self.path}: {where}: {found}; COCO needs a name there")
         return value
-
-
-def _finite(values: Sequence[float]) -> bool:
-    try:
-        return all(map(math.isfinite, values))
-    except OverflowError:  # JSON knows integers of any length
-        return False
 
 
 def _kind(value: Any) -> str:
