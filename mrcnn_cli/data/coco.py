@@ -16,7 +16,7 @@ from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.data.panoptic import LabelMaps, PanopticMaps, is_panoptic
-from mrcnn_cli.data.shape_faults import box_fault, finite, polygon_fault, read_runs
+from mrcnn_cli.data.shape_faults import box_fault, finite, polygon_fault, read_runs, whole
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import compressed
 
@@ -542,11 +542,9 @@ class _Reader:
         return values
 
     def _whole(self, entry: dict[str, Any], key: str, where: str) -> int:
-        value = entry.get(key)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**62:
-            found = f"'{key}' is {shown(value)}" if key in entry else f"has no '{key}'"
+        value = whole(entry.get(key))
+        if value is None:
+            found = f"'{key}' is {shown(entry[key])}" if key in entry else f"has no '{key}'"
             raise UserError(f"{self.path}: {where}: {found}; COCO needs a whole number there")
         return value
 

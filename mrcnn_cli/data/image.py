@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,20 @@ PERCENTILES = (1.0, 99.8)
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
+_PIXELS = {  # Pillow's modes in words
+    "1": "1-bit grey",
+    "L": "8-bit grey",
+    "LA": "8-bit grey with transparency",
+    "P": "8-bit palette",
+    "RGB": "8-bit RGB",
+    "RGBA": "8-bit RGB with transparency",
+    "CMYK": "8-bit CMYK",
+    "YCbCr": "8-bit YCbCr",
+    "I": "32-bit grey",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey",
+    "F": "float grey",
+}
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -52,14 +67,68 @@ def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
     Raises:
         UserError: no such file, not an image, or too large.
     """
+    description = describe(path)
+    return description.size if upright else description.stored_size
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a file's header says.
+
+    Attributes:
+        size: (height, width) of the upright picture.
+        stored_size: the same before the EXIF orientation turns it.
+        orientation: the EXIF tag, 1 where there is none.
+        pixels: depth and channels in words, such as "8-bit RGB".
+    """
+
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+    orientation: int
+    pixels: str
+
+
+def describe(path: str | Path) -> Description:
+    """What a picture is, without decoding it.
+
+    Raises:
+        UserError: no such file, not an image, or too large.
+    """
     with _opened(Path(path)) as image:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             # It may stand behind the pixels. Pillow would decode all of them to look there.
             image.info.update(_png_exif(Path(path)))
-        turned = Image.Image.getexif(image).get(_ORIENTATION) in _SIDEWAYS
-        already = image.format == "TIFF"  # which Pillow turns by itself
-        return (width, height) if turned and upright != already else (height, width)
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
+        sizes = [(height, width), (height, width)]
+        if orientation in _SIDEWAYS:
+            already = image.format == "TIFF"  # which Pillow turns by itself
+            sizes[int(already)] = (width, height)
+        pixels = "16-bit grey" if (image.mode, image.format) == ("I", "PNG") else _PIXELS.get(image.mode, image.mode)
+    return Description(sizes[0], sizes[1], orientation, pixels)
+
+
+def preview(path: str | Path, side: int) -> np.ndarray:
+    """The picture of a file, upright and no larger than `side` pixels: uint8 [h, w, 3].
+
+    JPEG files are decoded at the size that is needed, several times as fast as in full. Deep pixels are stretched
+    between percentiles, see `normalize`.
+
+    Raises:
+        UserError: no such file, not an image, damaged or cut short, or too large.
+    """
+    path = Path(path)
+    with _opened(path) as image:
+        picture = None
+        if image.format == "JPEG":
+            image.draft("RGB", (side, side))
+            picture = ImageOps.exif_transpose(image).convert("RGB")
+    if picture is None:
+        array = read_image(path)
+        array = array[..., :3] if array.shape[2] >= 3 else array[..., :1].repeat(3, axis=2)
+        picture = Image.fromarray(normalize(array, "none" if array.dtype == np.uint8 else "percentile"))
+    picture.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
+    return np.array(picture)
 
 
 def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What can be wrong with one box, polygon or run-length encoding of COCO's format, in words.
+"""What can be wrong with one number, box, polygon or run-length encoding of COCO's format, in words.
 
 The reader of data sets (`mrcnn_cli.data.coco`) and the search for faults (`mrcnn_cli.data.check`) judge by these same
 rules.
@@ -71,3 +71,10 @@ def finite(values: Sequence[float]) -> bool:
         return all(map(math.isfinite, values))
     except OverflowError:
         return False
+
+
+def whole(value: Any) -> int | None:
+    """A number that can be an id, a height or a width (3.0 is 3); None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62 else None
