@@ -4,6 +4,7 @@ import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shown  # cut short where it is long
 from typing import Any
@@ -106,14 +107,8 @@ class Dataset:
             UserError: a file that is missing, not COCO or contradicts itself; a listed image that does not exist;
                 a category that is not among `classes` or `stuff`.
         """
-        # Else Python's search for garbage walks the file's millions of values again and again, a third of the time.
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
+        with without_collecting():
             return _Reader(Path(images), Path(annotations)).read(classes, keypoints, stuff, semantic)
-        finally:
-            if collecting:
-                gc.enable()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -237,6 +232,18 @@ class Dataset:
                 "were made on the unturned picture, else turn the annotations"
             )
         return f"{message}; annotations only fit the picture they were made on: put it back, or correct the file"
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Else Python's search for garbage walks an annotation file's millions of values again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def read_content(path: Path) -> dict[str, Any]:

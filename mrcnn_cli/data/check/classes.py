@@ -64,7 +64,7 @@ def _counts(tables: Sequence[Table]) -> list[Finding]:
         objects = dict(zip(ids.tolist(), found.tolist(), strict=True))
         for number, name in table.categories.items():
             counts[name] = counts.get(name, 0) + objects.get(number, 0)
-    where = ", ".join(table.split.name for table in tables), ", ".join(str(table.split.path) for table in tables)
+    where = ", ".join(table.split.name for table in tables), str(tables[0].split.path) if tables else ""
     largest = max(counts, key=lambda name: counts[name], default="")
     findings = []
     for name, count in counts.items():

@@ -6,7 +6,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.check.faults import Finding
-from mrcnn_cli.data.check.tables import Polygons, Table
+from mrcnn_cli.data.check.tables import Polygons, Table, numbers
 
 # A box may miss its mask by this, for tools differ in what the last pixel's edge is.
 BOX_PIXELS, BOX_SHARE = 2.0, 0.05
@@ -16,21 +16,21 @@ SAME_PIXELS = 1.0  # boxes of one class that differ by no more are one object an
 CHUNK = 2**18  # edges whose crossings are looked for at once
 
 
-def box_findings(table: Table) -> list[Finding]:
-    """Boxes and areas that disagree with the masks; a polygon's area is that of its outline."""
+def box_findings(table: Table, crossed: np.ndarray) -> list[Finding]:
+    """Boxes and areas that disagree with the masks; `crossed`: the polygons that cross themselves, from `crossing`."""
     findings = []
-    boxes, mask_boxes = corners(table.bboxes), table.mask_boxes()
+    boxes, mask_boxes = corners(table.bboxes), _within(table.mask_boxes(), table)
     difference = np.abs(boxes - mask_boxes).max(axis=1)
     extent = (mask_boxes[:, 2:] - mask_boxes[:, :2]).max(axis=1)
     for a in np.flatnonzero(difference > np.maximum(BOX_PIXELS, BOX_SHARE * extent)).tolist():
         x1, y1, x2, y2 = mask_boxes[a].tolist()
-        value = [round(number, 2) for number in (x1, y1, x2 - x1, y2 - y1)]
-        words = f"its box is {_numbers(table.bboxes[a])}, its mask has {_numbers(value)}, off by {difference[a]:.1f} px"
+        covered = numbers([x1, y1, x2 - x1, y2 - y1])
+        words = f"its box is {numbers(table.bboxes[a].tolist())}, its mask has {covered}, off by {difference[a]:.1f} px"
         findings.append(table.finding("box-disagrees", a, words))
-    return findings + _area_findings(table)
+    return findings + _area_findings(table, crossed)
 
 
-def mask_areas(table: Table) -> np.ndarray:
+def mask_areas(table: Table, crossed: np.ndarray) -> np.ndarray:
     """[A] pixels of each mask; NaN without one.
 
     By the outline, but exactly (several times slower) where parts may overlap or the outline crosses itself and the
@@ -44,7 +44,7 @@ def mask_areas(table: Table) -> np.ndarray:
         owners = polygons.owner[first]
         areas[owners] = np.add.reduceat(areas_of_parts, first)
         uncertain = np.diff(np.append(first, len(polygons.owner))) > 1
-        uncertain[np.searchsorted(owners, polygons.owner[crossing(polygons)])] = True
+        uncertain[np.searchsorted(owners, polygons.owner[crossed])] = True
         suspects = owners[uncertain & _area_differs(table.areas, areas)[owners]]
         for a in suspects.tolist():
             image = table.images[table.image[a]]
@@ -56,8 +56,8 @@ def mask_areas(table: Table) -> np.ndarray:
     return areas
 
 
-def polygon_findings(table: Table) -> list[Finding]:
-    """Polygons that are tiny, cross themselves or leave their image."""
+def polygon_findings(table: Table, crossed: np.ndarray) -> list[Finding]:
+    """Polygons that are tiny, cross themselves (`crossed`, from `crossing`) or leave their image."""
     polygons = table.polygons
     if not len(polygons.ends):
         return []
@@ -66,10 +66,10 @@ def polygon_findings(table: Table) -> list[Finding]:
     areas = polygon_areas(polygons)
     low = np.minimum.reduceat(polygons.coordinates, polygons.starts)
     high = np.maximum.reduceat(polygons.coordinates, polygons.starts)
-    for p in np.flatnonzero(areas < 1).tolist():
+    for p in np.setdiff1d(np.flatnonzero(areas < 1), crossed).tolist():  # the two halves of a bow cancel out
         words = f"polygon {number[p]} of its mask covers {areas[p]:.2f} px"
         findings.append(table.finding("polygon-tiny", int(owner[p]), words, polygon=int(number[p])))
-    for p in crossing(polygons).tolist():
+    for p in crossed.tolist():
         words = f"edges of polygon {number[p]} of its mask cross each other"
         findings.append(table.finding("polygon-crosses-itself", int(owner[p]), words, polygon=int(number[p])))
     sizes = table.sizes()[table.image[owner]][:, ::-1]
@@ -173,8 +173,14 @@ def overlapping(group: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterato
         begin = stop
 
 
-def _area_findings(table: Table) -> list[Finding]:
-    expected = mask_areas(table)
+def _within(boxes: np.ndarray, table: Table) -> np.ndarray:
+    """[A, 4] corners clipped to the images, of which the size is known wherever there is a mask."""
+    limits = table.sizes()[table.image][:, [1, 0, 1, 0]]
+    return np.clip(boxes, 0, limits)
+
+
+def _area_findings(table: Table, crossed: np.ndarray) -> list[Finding]:
+    expected = mask_areas(table, crossed)
     masked = np.isfinite(expected)
     boxed = table.bboxes[:, 2] * table.bboxes[:, 3]
     expected = np.where(masked, expected, boxed)
@@ -224,7 +230,3 @@ def _same_mask(table: Table, a: int, b: int) -> bool:
             encoding = coco_mask.merge(coco_mask.frPyObjects(parts, image.height, image.width))
         encodings.append(encoding)
     return bool(coco_mask.iou([encodings[0]], [encodings[1]], [0])[0, 0] >= 0.9)
-
-
-def _numbers(values: np.ndarray | list[float]) -> str:
-    return "[" + ", ".join(f"{value:.6g}" for value in np.asarray(values).tolist()) + "]"

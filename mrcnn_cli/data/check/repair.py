@@ -77,7 +77,7 @@ class _Repair:
         key, place, polygon = finding.place
         entry = self.content[key][place]
         fault = finding.fault
-        if fault in LEAVE_OUT and not (fault == "malformed-entry" and key == "categories"):
+        if fault in LEAVE_OUT:
             self.gone[key].add(place)
             if key == "images":
                 self.gone_images |= {number for number in [whole(entry.get("id"))] if number is not None}

@@ -4,6 +4,7 @@ Unlike `mrcnn_cli.data.coco`, which refuses a faulty file, everything that makes
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
@@ -153,6 +154,11 @@ class Table:
         return boxes
 
 
+def numbers(values: Sequence[float]) -> str:
+    """In brackets and with six digits."""
+    return "[" + ", ".join(f"{value:.6g}" for value in values) + "]"
+
+
 def read_table(split: Split) -> tuple[Table, list[Finding]]:
     """What makes sense of a split, and the faults of what does not."""
     reader = _Reader(split)
@@ -187,7 +193,10 @@ class _Reader:
             self.split,
             self.image_entries,
             self.names,
-            *(np.array(column, np.int64) for column in (self.places, self.ids, self.image, self.category)),
+            np.array(self.places, np.int64),
+            np.array(self.ids, np.int64),
+            np.array(self.image, np.int64),
+            np.array(self.category, np.int64),
             np.array(self.crowd, bool),
             np.array(self.bboxes, np.float64).reshape(-1, 4),
             np.array(self.areas, np.float64),
@@ -310,7 +319,7 @@ class _Reader:
         self.image.append(self.place_of[image.id])
         self.category.append(category)
         self.crowd.append(bool(entry.get("iscrowd")))
-        area = entry.get("area")
+        area: Any = entry.get("area")
         sound = isinstance(area, int | float) and not isinstance(area, bool) and finite([area])
         self.areas.append(float(area) if sound else np.nan)
         if image.height:
@@ -322,9 +331,9 @@ class _Reader:
             return
         fault = box_fault(bbox, image.height or 2**31, image.width or 2**31)
         if fault is not None:
-            words = f"its box is {shown(bbox)}" + (
-                f", the image {image.height} x {image.width} (height x width)" if "image" in fault else ""
-            )
+            words = f"its box is {shown(bbox) if fault == 'is no box' else numbers(bbox)}"
+            if "image" in fault:
+                words += f", the image {image.height} x {image.width} (height x width)"
             spot = ("annotations", place, -1)
             self.note(BOX_FAULTS[fault], words, spot, image=image, annotation_id=number)
         self.bboxes.extend(bbox if fault in (None, "leaves its image") else [np.nan] * 4)
