@@ -15,7 +15,7 @@ CLASSES = ("square", "disc", "run")
 
 
 class Planted:
-    """Two splits, train and val, of images of 64 x 64 with three objects each: annotations 3 * i - 2 to 3 * i of image i."""
+    """Two splits, train and val, of images of 64 x 64; image i has the annotations 3 * i - 2 to 3 * i."""
 
     def __init__(self, root: Path, per_split: int = 100):
         self.root = root
