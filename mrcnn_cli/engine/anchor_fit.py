@@ -149,9 +149,9 @@ def suggestion(objects: Objects, config: RunConfig) -> Fit | None:
     if len(shapes) > MOST_SHAPES:
         shapes = shapes[random.choice(len(shapes), MOST_SHAPES, replace=False)]
     per_level = [len(level) for level in config.model.anchors.sizes]
+    extent = np.sqrt(shapes.prod(axis=1, keepdims=True))
     sizes = sorted(_rounded(np.sqrt(clusters(shapes, sum(per_level), random).prod(axis=1))))
-    flat = shapes / np.sqrt(shapes.prod(axis=1, keepdims=True))
-    means = clusters(flat, len(config.model.anchors.ratios), random)
+    means = clusters(shapes / extent, len(config.model.anchors.ratios), random)
     ratios = tuple(sorted(_rounded(means[:, 1] / means[:, 0])))
     remaining = iter(sizes)
     dealt = tuple(tuple(next(remaining) for _ in range(count)) for count in per_level)
