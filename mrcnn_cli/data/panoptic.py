@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shown  # cut short where it is long
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -289,7 +289,7 @@ def _of_size(found: np.ndarray, path: Path, record: ImageRecord) -> np.ndarray:
     return found
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

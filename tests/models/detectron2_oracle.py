@@ -7,6 +7,7 @@ Detectron2 0.6 gave then: feature maps, proposals, logits, detections, losses, g
 
 import importlib.util
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -132,6 +133,13 @@ def target(num_classes=80, bitmaps=False):
         Masks(masks, torch.eye(2, 3, dtype=torch.float64)),
         semantic=semantic,
         keypoints=torch.from_numpy(given["gt/keypoints"]),
+    )
+
+
+def without_objects(truth):
+    """The same image with nothing on it."""
+    return replace(
+        truth, boxes=truth.boxes[:0], labels=truth.labels[:0], masks=truth.masks[[]], keypoints=truth.keypoints[:0]
     )
 
 

@@ -1,7 +1,5 @@
 """Our models give Detectron2's numbers, with the weights that its own were filled with."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -23,6 +21,7 @@ from tests.models.detectron2_oracle import (
     first_ones,
     pairs,
     target,
+    without_objects,
 )
 
 # name of the record -> (our recipe, what the record overrides, tolerances that are wider than most: see its README)
@@ -221,12 +220,9 @@ def test_losses_without_objects_and_of_bitmaps_are_detectron2s(filled, monkeypat
     name, reference, model = filled
     monkeypatch.setattr(matching, "_choose", first_ones)
     truth, record = target(reference.num_classes), extras()
-    nothing = replace(
-        truth, boxes=truth.boxes[:0], labels=truth.labels[:0], masks=truth.masks[[]], keypoints=truth.keypoints[:0]
-    )
     batches = {
-        "train_empty_gt": [nothing],
-        "train_batch2_second_empty": [truth, nothing],
+        "train_empty_gt": [without_objects(truth)],
+        "train_batch2_second_empty": [truth, without_objects(truth)],
         "train_bitmask_gt": [target(reference.num_classes, bitmaps=True)],
     }
     recorded = sorted({key.split("/")[1] for key in record if key.startswith(f"{name}/train")})

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from tests.models.detectron2_oracle import FEATURES, IMAGES, LOSS, Reference, extras, target
+from tests.models.detectron2_oracle import FEATURES, IMAGES, LOSS, Reference, extras, target, without_objects
 from tests.models.test_against_detectron2 import (
     LOSSES,
-    NOTHING,
     both_images,
     check_losses_and_gradients,
     compare,
@@ -74,7 +73,7 @@ def test_losses_gradients_and_the_running_average_are_detectron2s(case):
 
 
 @pytest.mark.parametrize(
-    ("key", "targets"), [("train_empty_gt", [NOTHING]), ("train_batch2_second_empty", [target(), NOTHING])]
+    ("key", "targets"), [("train_empty_gt", [without_objects(target())]), ("train_batch2_second_empty", [target(), without_objects(target())])]
 )
 def test_losses_without_objects_are_detectron2s(case, key, targets):
     reference, model = case
