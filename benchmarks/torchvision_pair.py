@@ -60,7 +60,7 @@ def config(samples=None, score_threshold=0.05):
                 "min_size": 0.01,
                 "score_threshold": score_threshold,
             },
-            "mask_head": {"roi": {"resolution": 14, **roi}, "target": {"aligned": False, "threshold": None}},
+            "mask_head": {"roi": {"resolution": 14, **roi}, "target": {"aligned": False, "threshold": 0.0}},
         }
     )
 

@@ -128,7 +128,7 @@ class CascadeRCNN(nn.Module):
             mask_logits = self.mask_head(features, [f.boxes for f in found], [f.labels for f in found])
             config, masks = self.mask_head.config, list(mask_logits.sigmoid().split([len(f.boxes) for f in found]))
         return [
-            detections(f, size, original, mask, config.threshold)
+            detections(f, size, original, mask, config.threshold, paste=config.paste)
             for f, size, original, mask in zip(found, images.sizes, images.original_sizes, masks, strict=True)
         ]
 

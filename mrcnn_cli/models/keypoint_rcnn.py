@@ -93,13 +93,13 @@ class KeypointRCNN(nn.Module):
         boxes, labels, counts = [f.boxes for f in found], [f.labels for f in found], [len(f.boxes) for f in found]
         heatmaps = self.keypoint_head(features, boxes).split(counts)
         masks: Sequence[Tensor | None] = [None] * len(found)
-        threshold = 0.5
+        config = MaskHeadConfig()
         if self.mask_head is not None:
             masks = self.mask_head(features, boxes, labels, self.box_head.stage).sigmoid().split(counts)
-            threshold = self.mask_head.config.threshold
+            config = self.mask_head.config
         rule = self.keypoint_head.config.score
         return [
-            detections(f, size, original, m, threshold, heatmap_keypoints(maps, f.boxes, rule))
+            detections(f, size, original, m, config.threshold, heatmap_keypoints(maps, f.boxes, rule), config.paste)
             for f, size, original, maps, m in zip(
                 found, images.sizes, images.original_sizes, heatmaps, masks, strict=True
             )

@@ -11,6 +11,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.models.box_head import Sampled
 from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
+from mrcnn_cli.models.results import Paste
 from mrcnn_cli.ops import mask_targets
 from mrcnn_cli.structures import Masks, Targets
 
@@ -20,7 +21,7 @@ class MaskTargetConfig(Config):
 
     sampling_ratio: int = Field(0, ge=0)  # points per bin and axis; 0: as many as the bin has pixels
     aligned: bool = True  # torchvision's models cut their targets without the half-pixel shift ...
-    threshold: float | None = Field(0.5, gt=0, lt=1)  # ... and without a threshold (None)
+    threshold: float = Field(0.5, ge=0, lt=1)  # ... and without a threshold (0)
 
 
 class MaskHeadConfig(Config):
@@ -31,6 +32,7 @@ class MaskHeadConfig(Config):
     class_agnostic: bool = False  # one mask for all classes
     target: MaskTargetConfig = MaskTargetConfig()
     threshold: float = Field(0.5, gt=0, lt=1)  # a pixel belongs to a detection's mask from this probability on
+    paste: Paste = "exact"
 
 
 class MaskHead(nn.Module):
@@ -107,5 +109,5 @@ class MaskHead(nn.Module):
             matrix=masks.matrix,
             sampling_ratio=config.sampling_ratio,
             aligned=config.aligned,
-            threshold=config.threshold,
+            threshold=config.threshold or None,
         )

@@ -79,8 +79,9 @@ class MaskRCNN(nn.Module):
         # Masks are cut at the final boxes, not at the proposals.
         boxes, labels = [f.boxes for f in found], [f.labels for f in found]
         mask_logits = self.mask_head(features, boxes, labels, self.box_head.stage)
+        config = self.mask_head.config
         probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
         return [
-            detections(f, size, original, masks, self.mask_head.config.threshold)
+            detections(f, size, original, masks, config.threshold, paste=config.paste)
             for f, size, original, masks in zip(found, images.sizes, images.original_sizes, probabilities, strict=True)
         ]

@@ -103,12 +103,12 @@ class PanopticFPN(nn.Module):
         boxes, labels = [f.boxes for f in found], [f.labels for f in found]
         mask_logits = self.mask_head(features, boxes, labels, self.box_head.stage)
         probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
-        semantic = self.semantic_head(features)
+        semantic, config = self.semantic_head(features), self.mask_head.config
         results = []
         for f, scores, masks, size, original in zip(
             found, semantic, probabilities, images.sizes, images.original_sizes, strict=True
         ):
-            objects = detections(f, size, original, masks, self.mask_head.config.threshold)
+            objects = detections(f, size, original, masks, config.threshold, paste=config.paste)
             classes = self.semantic_head.classes(scores, size, original)
             results.append(replace(objects, segments=merge(objects, classes, self.num_classes, self.merging)))
         return results

@@ -1,11 +1,18 @@
 """From the network's input back to the picture."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mrcnn_cli.models.box_head import Found
 from mrcnn_cli.ops import paste_masks
 from mrcnn_cli.ops.box_coding import clip_boxes
 from mrcnn_cli.structures import Detections, Size
+
+# How a mask is put into the picture: at its box, or at the whole pixels that torchvision cuts boxes to.
+Paste = Literal["exact", "whole_pixels"]
 
 
 def detections(
@@ -15,6 +22,7 @@ def detections(
     masks: Tensor | None = None,
     threshold: float = 0.5,
     keypoints: Tensor | None = None,
+    paste: Paste = "exact",
 ) -> Detections:
     """What was found, scaled to the picture and without boxes that are empty there; masks pasted.
 
@@ -25,6 +33,7 @@ def detections(
         masks: [D, M, M] probabilities, for models with masks.
         threshold: of the masks.
         keypoints: [D, P, 3] x, y (in pixels of the network's input) and score, for models with keypoints.
+        paste: how masks lie in their boxes.
     """
     factor_y, factor_x = original_size[0] / size[0], original_size[1] / size[1]
     boxes = clip_boxes(found.boxes * found.boxes.new_tensor([factor_x, factor_y, factor_x, factor_y]), original_size)
@@ -37,6 +46,19 @@ def detections(
         found.scores[keep].cpu(),
         found.labels[keep].cpu(),
         original_size,
-        None if masks is None else paste_masks(masks[keep], boxes, original_size, threshold),
+        None if masks is None else paste_masks(*placed(masks[keep], boxes, paste), original_size, threshold),
         keypoints,
     )
+
+
+def placed(masks: Tensor, boxes: Tensor, paste: Paste) -> tuple[Tensor, Tensor]:
+    """The masks and boxes to paste.
+
+    torchvision puts a ring of zeros around a mask, enlarges the box accordingly, cuts its corners to whole pixels and
+    lets the mask cover the last one as well: it comes to lie up to a pixel beside its exact place.
+    """
+    if paste == "exact":
+        return masks, boxes
+    size = masks.shape[-1]
+    centre, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((size + 2) / size)
+    return pad(masks, (1, 1, 1, 1)), torch.cat([(centre - half).trunc(), (centre + half).trunc() + 1], 1)

@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
+from mrcnn_cli.engine.checkpoint import load_weights
+from mrcnn_cli.engine.foreign import torchvision as names
+from mrcnn_cli.engine.foreign.names import rename
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from mrcnn_cli.structures import ImageBatch, Masks, Targets
 
@@ -44,7 +47,7 @@ def config(backbone="resnet18"):
                 "smooth_l1_beta": 1 / 9,
                 "min_size": 0.01,
             },
-            "mask_head": {"roi": {"resolution": 14, **roi}, "target": {"aligned": False, "threshold": None}},
+            "mask_head": {"roi": {"resolution": 14, **roi}, "target": {"aligned": False, "threshold": 0.0}},
         }
     )
 
@@ -81,52 +84,12 @@ def torch_mask_predictor(num_classes):
     return MaskRCNNPredictor(256, 256, num_classes)
 
 
-def copy_weights(theirs, ours, num_classes):
-    """Fill our model from torchvision's, name by name; every tensor of ours is filled, every one of theirs used."""
-    source = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
-    filled = {}
-
-    def take(name, ours_name):
-        filled[ours_name] = source.pop(name)
-
-    def conv_norm(conv, norm, ours_name):
-        take(f"{conv}.weight", f"{ours_name}.weight")
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            take(f"{norm}.{part}", f"{ours_name}.norm.{part}")
-
-    def plain(name, ours_name):
-        take(f"{name}.weight", f"{ours_name}.weight")
-        take(f"{name}.bias", f"{ours_name}.bias")
-
-    conv_norm("backbone.body.conv1", "backbone.body.bn1", "backbone.stem")
-    for stage, blocks in enumerate(ours.backbone.stages):
-        for index, block in enumerate(blocks):
-            theirs_name, name = f"backbone.body.layer{stage + 1}.{index}", f"backbone.stages.{stage}.{index}"
-            for number in (1, 2, 3):
-                if hasattr(block, f"conv{number}"):
-                    conv_norm(f"{theirs_name}.conv{number}", f"{theirs_name}.bn{number}", f"{name}.conv{number}")
-            if block.shortcut is not None:
-                conv_norm(f"{theirs_name}.downsample.0", f"{theirs_name}.downsample.1", f"{name}.shortcut")
-    for level in range(4):
-        plain(f"backbone.fpn.inner_blocks.{level}.0", f"fpn.laterals.{level}")
-        plain(f"backbone.fpn.layer_blocks.{level}.0", f"fpn.outputs.{level}")
-    plain("rpn.head.conv.0.0", "rpn.convs.0")
-    plain("rpn.head.cls_logits", "rpn.logits")
-    plain("rpn.head.bbox_pred", "rpn.deltas")
-    plain("roi_heads.box_head.fc6", "box_head.fcs.0")
-    plain("roi_heads.box_head.fc7", "box_head.fcs.1")
-    for part in ("weight", "bias"):  # their background is class 0, ours is class K
-        scores = source.pop(f"roi_heads.box_predictor.cls_score.{part}")
-        filled[f"box_head.logits.{part}"] = torch.cat([scores[1:], scores[:1]])
-        filled[f"box_head.deltas.{part}"] = source.pop(f"roi_heads.box_predictor.bbox_pred.{part}")[4:]
-        filled[f"mask_head.logits.{part}"] = source.pop(f"roi_heads.mask_predictor.mask_fcn_logits.{part}")[1:]
-    for index in range(4):
-        plain(f"roi_heads.mask_head.{index}.0", f"mask_head.convs.{index}")
-    plain("roi_heads.mask_predictor.conv5_mask", "mask_head.upsample")
-    assert not source, f"not used: {sorted(source)}"
-    wanted = {k for k in ours.state_dict() if not k.endswith("num_batches_tracked")}
-    assert set(filled) == wanted, set(filled) ^ wanted
-    ours.load_state_dict(filled, strict=False)
+def copy_weights(theirs, ours):
+    """Fill our model from torchvision's; every tensor of ours is filled, every one of theirs used."""
+    renamed = rename(theirs.state_dict(), names.NAMES)
+    assert not renamed.unknown
+    assert not renamed.left_out
+    load_weights(ours, renamed.tensors, "torchvision")
 
 
 def pair(num_classes=3, backbone="resnet18", seed=0):
@@ -146,7 +109,7 @@ def pair(num_classes=3, backbone="resnet18", seed=0):
         norm.momentum = 1.0
     with torch.no_grad():  # statistics of real activations, used as they are from now on
         theirs.backbone.body(torch.randn(2, 3, 128, 160))
-    copy_weights(theirs, ours, num_classes)
+    copy_weights(theirs, ours)
     return theirs, ours
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from mrcnn_cli import config as recipes
-from mrcnn_cli.engine.foreign import detectron2
+from mrcnn_cli.engine.foreign import detectron2, torchvision
 from mrcnn_cli.engine.foreign.architecture import HEADS, model_table, number_of_classes, parts_of
 from mrcnn_cli.engine.foreign.categories import named
 from mrcnn_cli.engine.foreign.names import Renamed, known, rename
@@ -20,7 +20,10 @@ from mrcnn_cli.engine.foreign.pickles import read_weights
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
 
-SYSTEMS = (detectron2,)
+# The share of its names from which on a file is taken for one of a system, of a model that may be unknown here.
+FAMILIAR = 0.05
+
+SYSTEMS = (detectron2, torchvision)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def read(path: Path) -> Foreign:
     tensors, about = read_weights(path)
     names = list(tensors)
     system = max(SYSTEMS, key=lambda system: known(names, system.NAMES))
-    if 2 * known(names, system.NAMES) < len(names):
+    if known(names, system.NAMES) < FAMILIAR * len(names):
         raise UserError(
             f"{path}: its tensors ({', '.join(names[:3])}, ...) are named as in none of the systems that can be read: "
             f"{', '.join(system.NAME for system in SYSTEMS)}"

@@ -1,0 +1,128 @@
+"""torchvision's detectors give the same numbers here: a file of weights, two photographs, end to end."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+pytest.importorskip("torchvision", reason="torchvision, the oracle of these tests, is not installed")
+
+from mrcnn_cli.data.transforms import inference
+from mrcnn_cli.engine.checkpoint import load
+from mrcnn_cli.engine.foreign import torchvision as names
+from mrcnn_cli.engine.foreign.names import rename
+from mrcnn_cli.engine.predict import predict
+from mrcnn_cli.models import matching
+from mrcnn_cli.structures import ImageBatch, Masks, Targets
+from tests.models.detectron2_oracle import first_ones, target
+from tests.models.test_against_torchvision import NAMES as LOSSES
+from tests.models.torchvision_files import DETECTORS, OVERRIDES, as_theirs, detector, pictures
+from tests.models.torchvision_oracle import training
+
+PIXELS, SCORE, THRESHOLD = 0.02, 1e-4, 0.05
+
+
+def converted(model, tmp_path, *overrides):
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    return load(tmp_path / "model.pth", overrides=[*OVERRIDES, *overrides])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_detectors_file_gives_its_detections(name, seed, tmp_path):
+    theirs = detector(name, seed)
+    checkpoint = converted(theirs, tmp_path)
+    assert checkpoint.origin == "torchvision"
+    assert len(checkpoint.classes) == 90
+    for picture, found in zip(pictures(), predict(checkpoint, pictures(), 0.0), strict=True):
+        with torch.no_grad():
+            [expected] = theirs([as_theirs(picture)])
+        certain = expected["scores"] > THRESHOLD + SCORE
+        assert certain.sum() >= 20
+        assert len(expected["labels"][certain].unique()) >= 3
+        assert len(found) == len(certain)
+        places = matched(found, expected)
+        assert (places[certain] >= 0).all()
+        assert places[places >= 0].unique(return_counts=True)[1].max() == 1  # one each
+        if "masks" in expected:
+            check_masks(found, expected, places)
+
+
+def matched(found, expected):
+    """For each of the expected detections the place of the same among those found; -1 where there is none."""
+    boxes = (found.boxes[None] - expected["boxes"][:, None]).abs().amax(2)
+    same = found.labels[None] == expected["labels"][:, None] - 1
+    same &= (found.scores[None] - expected["scores"][:, None]).abs() <= SCORE
+    nearest = boxes.masked_fill(~same, torch.inf).min(1)
+    return torch.where(nearest.values <= PIXELS, nearest.indices, -1)
+
+
+def check_masks(found, expected, places):
+    """At most a thousandth of the pixels along the masks' borders differ.
+
+    A mask is left out if a corner of its enlarged box is so near to a whole pixel that rounding decides to which
+    torchvision cuts it.
+    """
+    boxes = expected["boxes"]
+    size = 28
+    centre, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * ((size + 2) / size)
+    corners = torch.cat([centre - half, centre + half], 1)
+    clear = ((corners - corners.round()).abs() > PIXELS).all(1)
+    assert clear.sum() >= 20
+    wrong = border = 0
+    for theirs, place in zip(expected["masks"][clear, 0], places[clear].tolist(), strict=True):
+        there = (theirs >= 0.5).numpy()
+        wrong += int((there ^ coco_mask.decode(found.masks[place]).astype(bool)).sum())
+        border += int(borders(there))
+    assert border > 1000
+    assert wrong <= max(border / 1000, 2), f"{wrong} of {border} border pixels differ"
+
+
+def borders(mask):
+    """The number of pixels of a mask that have a neighbour outside of it."""
+    inner = np.pad(mask, 1)
+    inner = inner[1:-1, :-2] & inner[1:-1, 2:] & inner[:-2, 1:-1] & inner[2:, 1:-1]
+    return (mask & ~inner).sum()
+
+
+@pytest.mark.parametrize(
+    "name", ["maskrcnn_resnet50_fpn", pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.slow)]
+)
+def test_losses_and_gradients_of_the_same_samples_are_theirs(name, tmp_path, monkeypatch):
+    """In double precision, where no ReLU switches on rounding."""
+    monkeypatch.setattr(matching, "_choose", first_ones)
+    monkeypatch.setattr(torch, "randperm", lambda count, **_: torch.arange(count))
+    theirs = copy.deepcopy(detector(name, 0))
+    ours = converted(theirs, tmp_path, "model.backbone.frozen_stages=0")
+    picture = pictures()[0]
+    truth = target(bitmaps=True)
+    theirs, model = training(theirs).double(), training(ours.model).double()
+
+    masks = torch.from_numpy(np.stack([coco_mask.decode(mask) for mask in truth.masks.segmentations]))
+    their_truth = {"boxes": truth.boxes.double(), "labels": truth.labels + 1, "masks": masks}
+    expected = theirs([as_theirs(picture).double()], [dict(their_truth)])
+    pixels = inference(picture, ours.config.data.resize)
+    images, [shrunk] = theirs.transform([as_theirs(picture).double()], [dict(their_truth)])
+    preprocessed = model.preprocess(ImageBatch.collate([pixels])).double()
+    torch.testing.assert_close(preprocessed, images.tensors, rtol=0, atol=1e-4)
+    monkeypatch.setattr(model.preprocess, "forward", lambda batch: images.tensors)
+    encoded = [coco_mask.encode(np.asfortranarray(mask)) for mask in shrunk["masks"].numpy()]
+    boxes, none = shrunk["boxes"], torch.zeros(0, 4, dtype=torch.float64)
+    our_truth = Targets(boxes, truth.labels, none, Masks(encoded, torch.eye(2, 3, dtype=torch.float64)))
+    losses = model(ImageBatch.collate([pixels]), [our_truth])
+    assert set(losses) == set(LOSSES.values())
+    for their_name, our_name in LOSSES.items():
+        assert losses[our_name].item() == pytest.approx(expected[their_name].item(), rel=1e-4), our_name
+
+    sum(expected.values()).backward()
+    sum(losses.values()).backward()
+    gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    renamed = rename(gradients, names.NAMES).tensors
+    ours_by_name = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert ours_by_name.keys() == renamed.keys()
+    assert len(renamed) > 80
+    for parameter, gradient in renamed.items():
+        error = (ours_by_name[parameter] - gradient).norm()
+        assert error <= 1e-4 * gradient.norm(), f"{parameter}: off by {error / gradient.norm():.1e}"
