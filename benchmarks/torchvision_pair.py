@@ -87,7 +87,7 @@ def torchvisions(**numbers):
 def same_in_ours(theirs, recipe):
     """Our model, filled from theirs; channels last, as the commands run it."""
     ours = MaskRCNN(recipe, CLASSES)
-    copy_weights(theirs, ours, CLASSES)
+    copy_weights(theirs, ours)
     return ours.to(memory_format=torch.channels_last)
 
 

@@ -104,7 +104,7 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: from {system.NAME}, but {error.args[0]}") from None
     config = recipes.validate(RunConfig, recipes.override(table, overrides), recipe or str(path))
-    categories = system.categories(classes)
+    categories = system.categories(classes, config.model.name)
     if config.data.classes is not None:
         if len(config.data.classes) != classes:
             raise UserError(f"{path}: has {classes} classes, but data.classes names {len(config.data.classes)}")

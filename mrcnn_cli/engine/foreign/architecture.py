@@ -1,5 +1,6 @@
 """What a model looks like, told from its tensors by our names: the tables of a recipe that would build it."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,12 @@ Table = dict[str, Any]
 MODELS = {
     frozenset({"rpn", "box_head"}): "faster_rcnn",
     frozenset({"rpn", "box_head", "mask_head"}): "mask_rcnn",
+    frozenset({"rpn", "box_head", "keypoint_head"}): "keypoint_rcnn",
+    frozenset({"rpn", "box_head", "keypoint_head", "mask_head"}): "keypoint_rcnn",
+    frozenset({"rpn", "box_heads"}): "cascade_rcnn",
+    frozenset({"rpn", "box_heads", "mask_head"}): "cascade_rcnn",
+    frozenset({"rpn", "box_head", "mask_head", "semantic_head"}): "panoptic_fpn",
+    frozenset({"retina_head"}): "retinanet",
 }
 
 
@@ -33,7 +40,9 @@ def model_table(tensors: Tensors) -> Table:
     if table["fpn"]["pyramid"] is False:
         table["anchors"] = {"sizes": [[32, 64, 128, 256, 512]]}
         table["backbone"] |= {"stages": 3} if "box_head.stage.0.conv1.weight" in tensors else {"dilated": True}
-    return table | {part: HEADS[part](tensors) for part in sorted(parts)}
+    for part in sorted(parts):
+        table |= HEADS[part](tensors)
+    return table
 
 
 def parts_of(tensors: Tensors) -> frozenset[str]:
@@ -43,7 +52,10 @@ def parts_of(tensors: Tensors) -> frozenset[str]:
 
 def number_of_classes(tensors: Tensors) -> int:
     """K, without background."""
-    return tensors["box_head.logits.weight"].shape[0] - 1
+    if "retina_head.logits.weight" in tensors:  # which has no background, but the classes of several anchors
+        return 4 * len(tensors["retina_head.logits.weight"]) // len(tensors["retina_head.deltas.weight"])
+    name = next(name for name in tensors if re.fullmatch(r"box_head(s\.\d+)?\.logits\.weight", name))
+    return len(tensors[name]) - 1
 
 
 def _resnet(tensors: Tensors) -> Table:
@@ -73,50 +85,79 @@ def _fpn(tensors: Tensors) -> Table:
     if "fpn.laterals.0.weight" not in tensors:
         return {"pyramid": False}
     channels, top = len(tensors["fpn.outputs.0.weight"]), "pool"
+    skip = 4 - _count(tensors, "fpn.laterals")
     if "fpn.tops.0.weight" in tensors:
         top = "pyramid_convs" if tensors["fpn.tops.0.weight"].shape[1] == channels else "backbone_convs"
-    return {"pyramid": True, "channels": channels, "norm": _norm(tensors, "fpn.outputs.0"), "top": top}
+    return {"pyramid": True, "skip": skip, "channels": channels, "norm": _norm(tensors, "fpn.outputs.0"), "top": top}
 
 
 def _rpn(tensors: Tensors) -> Table:
-    return {"num_conv": _count(tensors, "rpn.convs"), "norm": _norm(tensors, "rpn.convs.0")}
+    return {"rpn": {"num_conv": _count(tensors, "rpn.convs"), "norm": _norm(tensors, "rpn.convs.0")}}
 
 
-def _box_head(tensors: Tensors) -> Table:
-    table: Table = {"stage": "box_head.stage.0.conv1.weight" in tensors}
-    table |= _convolutions(tensors, "box_head")
-    table["num_fc"] = _count(tensors, "box_head.fcs")
-    table["class_agnostic"] = len(tensors["box_head.deltas.weight"]) == 4 and number_of_classes(tensors) > 1
+def _box_head(tensors: Tensors, head: str = "box_head") -> Table:
+    table: Table = {"stage": f"{head}.stage.0.conv1.weight" in tensors} | _convolutions(tensors, f"{head}.convs")
+    table["num_fc"] = _count(tensors, f"{head}.fcs")
+    table["class_agnostic"] = len(tensors[f"{head}.deltas.weight"]) == 4 and number_of_classes(tensors) > 1
+    table["roi"] = {"resolution": 14}  # of the C4 form
     if table["num_fc"]:
-        first = tensors["box_head.fcs.0.weight"]
+        first = tensors[f"{head}.fcs.0.weight"]
         channels = table.get("conv_channels", tensors["rpn.logits.weight"].shape[1])
         table |= {"fc_channels": len(first), "roi": {"resolution": round((first.shape[1] / channels) ** 0.5)}}
-    else:
-        table["roi"] = {"resolution": 14}  # the C4 form
+    return {"box_head": table}
+
+
+def _cascade(tensors: Tensors) -> Table:
+    table = _box_head(tensors, "box_heads.0")
+    table["box_head"]["class_agnostic"] = True
     return table
 
 
 def _mask_head(tensors: Tensors) -> Table:
-    table = _convolutions(tensors, "mask_head") | {"conv_channels": tensors["mask_head.upsample.weight"].shape[1]}
+    table = _convolutions(tensors, "mask_head.convs") | {"conv_channels": tensors["mask_head.upsample.weight"].shape[1]}
     table["class_agnostic"] = len(tensors["mask_head.logits.weight"]) == 1 and number_of_classes(tensors) > 1
-    table["roi"] = {"resolution": 14}  # a head of convolutions does not tell, but all systems take that
-    return table
+    return {"mask_head": table | CONVOLUTIONAL}
 
 
-# How the table of each part is told from the tensors.
+def _keypoint_head(tensors: Tensors) -> Table:
+    keypoints = tensors["keypoint_head.logits.weight"].shape[1]
+    return {
+        "keypoint_head": _convolutions(tensors, "keypoint_head.convs") | CONVOLUTIONAL,
+        "num_keypoints": keypoints,
+    }
+
+
+def _semantic_head(tensors: Tensors) -> Table:
+    first, logits = "semantic_head.levels.0.0", tensors["semantic_head.logits.weight"]
+    table = {"conv_channels": logits.shape[1], "norm": _norm(tensors, first)}
+    return {"semantic_head": table, "num_stuff": len(logits) - 1}
+
+
+def _retina_head(tensors: Tensors) -> Table:
+    first = "retina_head.class_convs.0"
+    return {"retina_head": {"num_conv": _count(tensors, "retina_head.class_convs"), "norm": _norm(tensors, first)}}
+
+
+# A head of convolutions does not tell the resolution of its regions, but all systems take that.
+CONVOLUTIONAL: Table = {"roi": {"resolution": 14}}
+
+# How the tables of each part are told from the tensors.
 HEADS: dict[str, Callable[[Tensors], Table]] = {
     "rpn": _rpn,
     "box_head": _box_head,
+    "box_heads": _cascade,
     "mask_head": _mask_head,
+    "keypoint_head": _keypoint_head,
+    "semantic_head": _semantic_head,
+    "retina_head": _retina_head,
 }
 
 
-def _convolutions(tensors: Tensors, head: str) -> Table:
-    count = _count(tensors, f"{head}.convs")
+def _convolutions(tensors: Tensors, convs: str) -> Table:
+    count = _count(tensors, convs)
     table: Table = {"num_conv": count}
     if count:
-        first = f"{head}.convs.0"
-        table |= {"conv_channels": len(tensors[f"{first}.weight"]), "norm": _norm(tensors, first)}
+        table |= {"conv_channels": len(tensors[f"{convs}.0.weight"]), "norm": _norm(tensors, f"{convs}.0")}
     return table
 
 

@@ -79,6 +79,7 @@ CONVENTIONS: dict[str, Any] = {
     "model.box_head.roi.sampling_ratio": 0,
     "model.box_head.smooth_l1_beta": 0.0,
     "model.mask_head.roi.sampling_ratio": 0,
+    "model.keypoint_head.roi.sampling_ratio": 0,
     "data.resize.method": "pillow",
     "data.size_divisor": 32,
 }
@@ -99,9 +100,15 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
             "model.rpn.post_nms_top_n_train": 2000,
             "data.size_divisor": 0,
         }
+    if model["name"] == "keypoint_rcnn":
+        special |= {"model.rpn.post_nms_top_n_train": 1500, "model.box_head.smooth_l1_beta": 0.5}
+    if model["name"] == "cascade_rcnn":
+        special["model.rpn.post_nms_top_n_train"] = 2000
     return special
 
 
-def categories(count: int) -> list[dict[str, Any]]:
-    """label -> {"id", "name"} for so many classes."""
+def categories(count: int, model: str) -> list[dict[str, Any]]:
+    """label -> {"id", "name"} for so many classes of a model of that name."""
+    if model == "keypoint_rcnn" and count == 1:
+        return coco_categories()[:1]  # persons
     return coco_categories() if count == 80 else numbered(count)

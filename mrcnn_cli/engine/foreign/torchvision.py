@@ -103,6 +103,8 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
     return {"model.backbone.norm_eps": 0.0} if model["backbone"]["norm"] == "frozen_batch_norm" else {}
 
 
-def categories(count: int) -> list[dict[str, Any]]:
-    """label -> {"id", "name"} for so many classes; torchvision counts from 1, which is the id."""
+def categories(count: int, model: str) -> list[dict[str, Any]]:
+    """label -> {"id", "name"} for so many classes of a model of that name; ids begin with 1, as torchvision's labels."""
+    if model == "keypoint_rcnn" and count == 1:
+        return coco_slots()[:1]  # persons
     return coco_slots() if count == 90 else numbered(count)
