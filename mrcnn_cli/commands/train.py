@@ -178,9 +178,13 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
 def _data_keys(name: str, split: tuple[str, str] | None) -> list[str]:
     if split is None:
         return []
-    # Quoted, so that a path is a string whatever it looks like; JSON's quoting is TOML's.
     keys = (f"data.{name}.images", f"data.{name}.annotations")
-    return [f"{key}={json.dumps(path, ensure_ascii=False)}" for key, path in zip(keys, split, strict=True)]
+    return [f"{key}={_toml(path)}" for key, path in zip(keys, split, strict=True)]
+
+
+def _toml(value: Any) -> str:
+    """Quoted, so that a path is a string whatever it looks like; JSON's quoting is TOML's."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _prepared_keys(data: Path | None) -> list[str]:
@@ -192,10 +196,13 @@ def _prepared_keys(data: Path | None) -> list[str]:
     prepared = read_dataset_file(data)
     if "train" not in prepared.splits:
         raise UserError(f"{data}: has no split 'train', only {', '.join(prepared.splits)}; prepare it with one")
-    keys = [f"data.classes={json.dumps(prepared.classes, ensure_ascii=False)}"]
+    keys = [f"data.classes={_toml(prepared.classes)}"]
+    if prepared.stuff is not None:
+        keys.append(f"data.stuff={_toml(prepared.stuff)}")
     for name in ("train", "val"):
-        split = prepared.splits.get(name)
-        keys += _data_keys(name, (str(split.images), str(split.annotations)) if split is not None else None)
+        if name in prepared.splits:
+            paths = prepared.splits[name].model_dump(mode="json", exclude_none=True)
+            keys += [f"data.{name}.{key}={_toml(path)}" for key, path in paths.items()]
     return keys
 
 

@@ -28,6 +28,7 @@ class DatasetFile(Config):
 
     name: str
     classes: tuple[str, ...] = Field(min_length=1)  # in label order
+    stuff: tuple[str, ...] | None = None  # names of the labels of splits' semantic maps, from 1 on
     splits: dict[str, SplitConfig] = Field(min_length=1)  # folders and files are relative to dataset.toml, or absolute
     source: SourceConfig | None = None
 
@@ -61,7 +62,11 @@ def read_dataset_file(path: str | Path) -> DatasetFile:
     found = recipes.validate(DatasetFile, recipes.read(file), str(file))
     root = file.parent.resolve()
     splits = {
-        name: SplitConfig(images=root / split.images, annotations=root / split.annotations)
+        name: SplitConfig(
+            images=root / split.images,
+            annotations=root / split.annotations,
+            semantic=root / split.semantic if split.semantic is not None else None,
+        )
         for name, split in found.splits.items()
         if split.images is not None and split.annotations is not None
     }

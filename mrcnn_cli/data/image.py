@@ -279,18 +279,6 @@ def read_label_map(path: str | Path) -> np.ndarray:
         return red if grey.all() else red << 16 | green << 8 | blue
 
 
-def read_colours(path: str | Path) -> np.ndarray:
-    """The colours of a picture as red << 16 | green << 8 | blue: [H, W] int64.
-
-    Raises:
-        UserError: no such file, not an image, damaged, or too large.
-    """
-    with _opened(Path(path)) as image:
-        image.load()
-        red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int64), 2, 0)
-        return red << 16 | green << 8 | blue
-
-
 def is_grey(path: str | Path) -> bool:
     """Whether a file's pixels are single numbers (grey or with a palette), by its header.
 

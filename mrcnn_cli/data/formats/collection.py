@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.masks import visible_box
-from mrcnn_cli.ops.run_lengths import compressed
+from mrcnn_cli.data.panoptic import encodings
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 # As in COCO: polygons [x1, y1, x2, y2, ...], the object being their union, or a run-length encoding with compressed
@@ -139,37 +139,13 @@ def merged(parts: Sequence[Instance], height: int, width: int) -> Instance:
     return Instance(parts[0].label, box, segmentation, any(part.crowd for part in parts), attributes)
 
 
-def label_instances(labels: np.ndarray, values: np.ndarray | None = None) -> list[tuple[int, dict[str, Any], Box]]:
-    """Each value but 0 of a map [H, W] with its run-length encoding and box, in the order of the values.
-
-    One pass over the map for all objects together, whatever their number.
-
-    Args:
-        labels: whole numbers.
-        values: which to take; None: all but 0.
-    """
+def label_instances(labels: np.ndarray) -> list[tuple[int, dict[str, Any], Box]]:
+    """Each value but 0 of a map [H, W] with its run-length encoding and box, in the order of the values."""
     height, width = labels.shape
-    flat = labels.T.reshape(-1)  # down the columns, as COCO counts
-    if not flat.size:
-        return []
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    lengths = np.diff(np.concatenate([starts, [flat.size]]))
-    owners = flat[starts]
-    order = np.argsort(owners, kind="stable")
-    owners, starts, lengths = owners[order], starts[order], lengths[order]
-    present, first = np.unique(owners, return_index=True)
-    bounds = [*first.tolist(), len(owners)]
-    wanted = None if values is None else set(values.tolist())
+    values = [value for value in np.unique(labels).tolist() if value != 0]
     found = []
-    for place, value in enumerate(present.tolist()):
-        if value == 0 or (wanted is not None and value not in wanted):
-            continue
-        begin, long = starts[bounds[place] : bounds[place + 1]], lengths[bounds[place] : bounds[place + 1]]
-        end = begin + long
-        gaps = begin - np.concatenate([[0], end[:-1]])
-        runs = np.stack([gaps, long], axis=1).reshape(-1)
-        runs = np.concatenate([runs, [flat.size - end[-1]]]) if end[-1] < flat.size else runs
-        encoding = {"size": [height, width], "counts": compressed(runs)}
+    for value, encoding in zip(values, encodings(labels, values), strict=True):
+        assert encoding is not None
         box = visible_box(encoding, (0.0, 0.0, float(width), float(height)))
         assert box is not None
         found.append((value, encoding, box))

@@ -8,7 +8,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.data.formats import coco
 from mrcnn_cli.data.formats.collection import Instance, Picture, label_instances
 from mrcnn_cli.data.formats.source import Reading, Source
-from mrcnn_cli.data.image import read_colours
+from mrcnn_cli.data.panoptic import is_panoptic, read_ids
 from mrcnn_cli.errors import UserError
 
 
@@ -32,9 +32,7 @@ def _is_panoptic(source: Source, path: Path) -> bool:
     except UserError:
         return False
     entries = content.get("annotations") if isinstance(content, dict) else None
-    return isinstance(entries, list) and any(
-        "segments_info" in entry for entry in entries[:1] if isinstance(entry, dict)
-    )
+    return isinstance(entries, list) and bool(entries) and isinstance(entries[0], dict) and is_panoptic(content)
 
 
 def read(reading: Reading) -> Iterator[Picture]:
@@ -63,13 +61,12 @@ def _add(reading: Reading, picture: Picture, entry: dict[str, Any], names: dict[
     name = entry["file_name"]
     folders = (path.with_suffix(""), path.parent / picture.path.parent.name)
     found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    colours = read_colours(
-        found or reading.source.find_image(name, path.with_suffix("")) or path.with_suffix("") / name
-    )
-    if colours.shape != (picture.height, picture.width):
-        height, width = colours.shape
+    if found is None:
+        found = reading.source.find_image(name, path.with_suffix("")) or path.with_suffix("") / name
+    ids = read_ids(found)
+    if ids.shape != (picture.height, picture.width):
+        height, width = ids.shape
         raise ValueError(f"{name} is {height} x {width}, its image {picture.height} x {picture.width}")
-    ids = (colours & 0xFF) << 16 | (colours & 0xFF00) | colours >> 16  # red is the lowest byte
     regions = {value: (encoding, box) for value, encoding, box in label_instances(ids)}
     for segment in entry["segments_info"]:
         with reading.guard(path, f"segment {segment.get('id')} of {name}: "):

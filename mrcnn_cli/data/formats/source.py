@@ -21,6 +21,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "tst"), "test"),
 }
+KEPT_BYTES = 2**28  # of JSON files, whose contents take several times as much memory
 # Folders of label maps, whose files are called like the images.
 _LABELS = re.compile("label|mask|seg|annot|instance|panoptic|truth|^gt")
 
@@ -54,7 +55,8 @@ class Source:
         self.root = path if path.is_dir() else path.parent
         self.images = images
         self.skip = None if skip is None else skip.resolve()
-        self._json: tuple[Path, Any] | None = None
+        self._json: dict[Path, Any] = {}
+        self._json_bytes = 0
 
     @cached_property
     def files(self) -> list[Path]:
@@ -73,19 +75,25 @@ class Source:
         return [path for path in files if path.suffix.lower() in SUFFIXES]
 
     def json(self, path: Path) -> Any:
-        """The content of a JSON file; the last one is remembered.
+        """The content of a JSON file, which is remembered as long as such files are not too large together.
 
         Raises:
             UserError: it is none.
         """
-        if self._json is None or self._json[0] != path:
+        if path not in self._json:
             try:
-                self._json = path, json.loads(path.read_bytes())
+                data = path.read_bytes()
+                content = json.loads(data)
             except OSError as error:
                 raise UserError(f"{path}: cannot be read: {error.strerror}") from None
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: not JSON: {error}") from None
-        return self._json[1]
+            self._json_bytes += len(data)
+            if self._json_bytes > KEPT_BYTES:
+                self._json.clear()
+                self._json_bytes = len(data)
+            self._json[path] = content
+        return self._json[path]
 
     def split_of(self, path: Path, *, by_name: bool = False) -> str | None:
         """train, val or test, where a folder between the source and `path` is called so, or (`by_name`) the file."""
