@@ -1,5 +1,6 @@
 """Annotated pictures between two formats: what every reader makes and every writer takes."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -178,11 +179,12 @@ def picture_names(pictures: Sequence[Picture]) -> list[str]:
     """
     taken: dict[str, int] = {}
     names = []
+    root = os.path.commonpath([picture.path.parent for picture in pictures]) if pictures else ""
     alike = Counter(picture.path.stem.lower() for picture in pictures)
     for picture in pictures:
         name = picture.path.name
         if alike[picture.path.stem.lower()] > 1:
-            name = "_".join([*picture.path.parts[-3:-1], name]).replace("/", "")
+            name = "_".join(picture.path.relative_to(root).parts)
         stem, suffix = PurePath(name).stem, picture.path.suffix
         count = taken[stem.lower()] = taken.get(stem.lower(), 0) + 1
         names.append(f"{stem}{suffix}" if count == 1 else f"{stem}_{count}{suffix}")

@@ -241,13 +241,13 @@ def _xml(name: str, picture: Picture, instances: list[Instance], segmented: bool
             _add(entry, key, int(value) if isinstance(value, bool) else value)
         box = ElementTree.SubElement(entry, "bndbox")
         for key, corner in zip(_CORNERS, instance.box, strict=True):
-            _add(box, key, f"{corner:.9g}")
+            _add(box, key, f"{corner:.17g}")
         for part in more.pop("parts", []):
             element = ElementTree.SubElement(entry, "part")
             _add(element, "name", part["name"])
             inner = ElementTree.SubElement(element, "bndbox")
             for key, corner in zip(_CORNERS, part["box"], strict=True):
-                _add(inner, key, f"{corner:.9g}")
+                _add(inner, key, f"{corner:.17g}")
         if instance.crowd:
             more["iscrowd"] = 1
         if more:

@@ -281,4 +281,4 @@ def _quoted(name: str) -> str:
 
 
 def _part(value: float) -> str:
-    return f"{value:.9g}"  # a millionth of a pixel
+    return repr(float(value))  # all digits: pycocotools rounds to fifths of a pixel, and ties would go another way
