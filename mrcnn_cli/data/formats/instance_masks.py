@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.formats.collection import Picture, mask_instance
+from mrcnn_cli.data.formats.label_maps import ENDING
 from mrcnn_cli.data.formats.source import Reading, Source
 from mrcnn_cli.data.image import read_mask
 
@@ -57,8 +58,8 @@ def _folders(source: Source) -> dict[Path, list[Path]]:
 def _paired(path: Path) -> bool:
     """Whether a mask file is called like an image beside its folder: then it is a map of all objects."""
     images = path.parent.parent / "images"
-    alone = len([*images.iterdir()]) == 1
-    return not alone and any((images / f"{path.stem}{suffix}").is_file() for suffix in SUFFIXES)
+    stems = (path.stem, ENDING.sub("", path.stem))
+    return any((images / f"{stem}{suffix}").is_file() for stem in stems for suffix in SUFFIXES)
 
 
 def _image(reading: Reading, folder: Path) -> Path:
