@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+FAR = 1e7  # pixels: no image is that large
+
 
 def outlines(mask: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The rings around the pixels of a bitmap: around its parts, clockwise as one sees them, and around its holes,
@@ -85,7 +87,12 @@ def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, points
         x, y: the centre.
         rx, ry: half its axes.
         angle: in radians, by which it is turned from the x to the y axis.
+
+    Raises:
+        ValueError: a number is not finite or of no image's size.
     """
+    if not all(abs(value) < FAR for value in (x, y, rx, ry, angle)):
+        raise ValueError("an ellipse has numbers that are not finite or far outside of the image")
     # A polygon on the ellipse would be too small by sin(s) / s, s being the angle between corners.
     step = 2 * np.pi / points
     grow = np.sqrt(step / np.sin(step))

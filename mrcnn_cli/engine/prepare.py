@@ -15,7 +15,7 @@ from mrcnn_cli.data.coco import Dataset, Repairs
 from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, SourceConfig, dataset_toml
 from mrcnn_cli.data.formats import FORMATS, WRITERS, guess
 from mrcnn_cli.data.formats.coco import content
-from mrcnn_cli.data.formats.collection import Collection, Picture, picture_names
+from mrcnn_cli.data.formats.collection import Collection, Instance, Picture, check, picture_names
 from mrcnn_cli.data.formats.source import Reading, Source
 from mrcnn_cli.data.loader import SplitConfig
 from mrcnn_cli.data.splits import stratified
@@ -98,6 +98,7 @@ def collect(
     pictures = []
     for picture in form.read(reading):
         if picture.path not in reading.missing:
+            picture.instances = [one for one in picture.instances if _is_sound(one, picture, reading)]
             pictures.append(picture)
             progress(len(pictures), len(pictures))
     if not pictures:
@@ -106,6 +107,16 @@ def collect(
         raise UserError(f"{path}: no picture could be read as {format}{first}{more}")
     collection = _collection(reading, pictures)
     return Collected(format, reason, collection, reading.faults, reading.notes.lines())
+
+
+def _is_sound(instance: Instance, picture: Picture, reading: Reading) -> bool:
+    number = "" if instance.id is None else f" {instance.id}"
+    try:
+        check(instance, picture)
+    except (ValueError, TypeError, OverflowError) as error:
+        reading.faults.append(f"{picture.path}: object{number} of class {instance.label}: {error}")
+        return False
+    return True
 
 
 def _collection(reading: Reading, pictures: list[Picture]) -> Collection:

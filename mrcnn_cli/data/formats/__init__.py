@@ -8,7 +8,7 @@ from typing import Any
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Repairs
 from mrcnn_cli.data.formats.collection import Collection, Picture
-from mrcnn_cli.data.formats.source import Reading, Source
+from mrcnn_cli.data.formats.source import BROKEN, Reading, Source
 from mrcnn_cli.errors import UserError
 
 
@@ -83,7 +83,10 @@ def guess(source: Source) -> tuple[str, str]:
         UserError: none is recognized; it lists what was looked for.
     """
     for name, form in FORMATS.items():
-        reason = form.recognize(source)
+        try:
+            reason = form.recognize(source)
+        except BROKEN:  # a file of another form, or damaged: nothing speaks for this format
+            continue
         if reason:
             return name, reason
     looked = "; ".join(f"{name}: {form.looked_for}" for name, form in FORMATS.items())

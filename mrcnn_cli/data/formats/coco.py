@@ -25,6 +25,7 @@ from mrcnn_cli.ops.run_lengths import compressed, mask_size, run_lengths
 
 IMAGE_KEYS = {"id", "file_name", "height", "width"}
 INSTANCE_KEYS = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints"}
+_NUMBERS = {int, float}
 INSTANCE_KEYS |= {"num_keypoints", "attributes"}
 
 
@@ -167,9 +168,11 @@ def segmentation_of(reading: Reading, given: Any, image: Picture, where: str) ->
         return {"size": [image.height, image.width], "counts": compressed(run_lengths(given))}
     if isinstance(given[0], int | float):  # one polygon without the list around it
         given = [given]
-    polygons = [[float(value) for value in polygon] for polygon in given]
-    whole = [polygon for polygon in polygons if len(polygon) >= 6 and len(polygon) % 2 == 0]
-    for _ in range(len(polygons) - len(whole)):
+    if not all(_NUMBERS.issuperset(map(type, polygon)) for polygon in given):
+        raise ValueError("a polygon holds something else than numbers")
+    # As they are, uncopied: the polygons of a large file take gigabytes.
+    whole = [polygon for polygon in given if len(polygon) >= 6 and len(polygon) % 2 == 0]
+    for _ in range(len(given) - len(whole)):
         reading.notes.note("polygon with fewer than 3 points or half a point", "left out", f"{where} of {image.path}")
     return whole or None
 

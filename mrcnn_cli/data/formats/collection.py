@@ -1,5 +1,6 @@
 """Annotated pictures between two formats: what every reader makes and every writer takes."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from mrcnn_cli.data.image import MAX_PIXELS
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.data.panoptic import encodings
 
@@ -65,6 +67,10 @@ class Picture:
     id: int | None = None
     embedded: Callable[[], bytes] | None = None
 
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"its image is said to be {self.height} x {self.width} pixels; correct its size")
+
 
 @dataclass(slots=True)
 class Collection:
@@ -91,6 +97,26 @@ class Collection:
         for picture in self.pictures:
             found.setdefault(picture.split or "train", []).append(picture)
         return {name: pictures for name, pictures in found.items() if pictures}
+
+
+def check(instance: Instance, picture: Picture) -> None:
+    """Nothing, where an object's numbers are finite and its polygons anywhere near the picture.
+
+    Raises:
+        ValueError: else; to fill a polygon far outside would take for ever.
+    """
+    if not all(map(math.isfinite, instance.box)):
+        raise ValueError(f"its box {list(instance.box)} is not finite")
+    if isinstance(instance.segmentation, list):
+        check_near(instance.segmentation, picture.height, picture.width)
+
+
+def check_near(polygons: list[list[float]], height: int, width: int) -> None:
+    """Raises ValueError where a polygon has a point that is not finite or far outside of an image."""
+    side = max(height, width)
+    for polygon in polygons:
+        if not -side <= min(polygon) <= max(polygon) <= 2 * side or any(value != value for value in polygon):
+            raise ValueError("a polygon has points that are not finite or far outside of the image")
 
 
 def polygon_instance(label: str | None, polygons: list[list[float]], **more: Any) -> Instance:
@@ -157,8 +183,9 @@ def to_encoding(segmentation: Segmentation, height: int, width: int) -> dict[str
     """The run-length encoding of polygons, as pycocotools fills them; one that is there already stays."""
     if isinstance(segmentation, dict):
         return segmentation
-    merged = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return {"size": [height, width], "counts": merged["counts"]}
+    check_near(segmentation, height, width)
+    together = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return {"size": [height, width], "counts": together["counts"]}
 
 
 def to_bitmap(segmentation: Segmentation, height: int, width: int) -> np.ndarray:

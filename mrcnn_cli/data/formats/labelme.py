@@ -22,7 +22,7 @@ from mrcnn_cli.data.formats.collection import (
 )
 from mrcnn_cli.data.formats.source import Reading, Source
 from mrcnn_cli.data.image import mask_png, read_mask
-from mrcnn_cli.data.outlines import ellipse
+from mrcnn_cli.data.outlines import FAR, ellipse
 from mrcnn_cli.errors import UserError
 
 VERSION = "5.5.0"  # of LabelMe, whose form is written: the first with bitmaps was 5.3
@@ -113,6 +113,8 @@ def _instance(reading: Reading, label: str, shapes: list[dict[str, Any]], pictur
 
 def _part(label: str, shape: dict[str, Any], picture: Picture) -> Instance:
     points = np.asarray(shape["points"], np.float64).reshape(-1, 2)
+    if not (np.abs(points) < FAR).all():  # NaN is not smaller either
+        raise ValueError("has points that are not finite or far outside of the image")
     kind = shape.get("shape_type") or "polygon"
     if kind == "mask":
         left, top = (round(value) for value in points.min(axis=0))

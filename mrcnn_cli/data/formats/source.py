@@ -31,7 +31,7 @@ class Skipped(Exception):
 
 
 # What a damaged or foreign file makes a reader raise.
-_BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError)
+BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, RecursionError, OverflowError)
 
 
 class Source:
@@ -190,7 +190,7 @@ class Reading:
         except UserError as error:
             text = str(error)
             self.faults.append(text if text.startswith(str(path)) else f"{path}: {where}{text}")
-        except _BROKEN as error:
+        except BROKEN as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
             self.faults.append(f"{path}: {where}{reason}")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_cli.data.formats.collection import Instance, Picture, mask_instance
-from mrcnn_cli.data.formats.source import Reading, Source
+from mrcnn_cli.data.formats.source import BROKEN, Reading, Source
 from mrcnn_cli.data.image import read_mask
 
 NAME = re.compile(r"\.(tf)?records?(-\d+-of-\d+)?$")
@@ -26,8 +26,12 @@ _HEADER, _MARK = 12, 4  # bytes of length and checksum before the data, of the c
 def recognize(source: Source) -> str | None:
     for path in source.files:
         if NAME.search(path.name):
-            record = next(records(path), None)
-            if record is not None and any(key.startswith("image/") for key in parse_example(record[1])):
+            try:
+                record = next(records(path), None)
+                example = parse_example(record[1]) if record is not None else {}
+            except BROKEN:
+                return f"{path.name} is called like a TFRecord file"
+            if any(key.startswith("image/") for key in example):
                 return f"{path.name} has records with image/..."
     return None
 

@@ -190,9 +190,11 @@ def _settings(path: Path) -> dict[str, Any]:
             key, value = match[1], match[2]
             found[key] = _value(value) if value else None
         elif match := re.fullmatch(r"\s*-\s+(.*)", text.rstrip()):
-            found[key] = [*(found.get(key) or []), _scalar(match[1])]
+            known = found.get(key)
+            found[key] = [*(known if isinstance(known, list) else []), _scalar(match[1])]
         elif match := re.fullmatch(r"\s+['\"]?(\d+)['\"]?\s*:\s*(.+)", text.rstrip()):
-            found[key] = {**(found.get(key) or {}), int(match[1]): _scalar(match[2])}
+            known = found.get(key)
+            found[key] = {**(known if isinstance(known, dict) else {}), int(match[1]): _scalar(match[2])}
     return found
 
 

@@ -1,11 +1,17 @@
 """Broken and foreign files: named, and the rest goes on."""
 
+import copy
 import json
+import shutil
+from contextlib import suppress
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mrcnn_cli.data.formats import FORMATS, guess
 from mrcnn_cli.data.formats.source import Source, number, parse_xml
+from mrcnn_cli.engine.prepare import collect, prepare
 from mrcnn_cli.errors import UserError
 
 BOX = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>8</ymax></bndbox></object>"
@@ -139,3 +145,132 @@ def test_json_of_no_known_form_is_no_format(write, content, tmp_path):
     write("a.json", json.dumps(content))
     with pytest.raises(UserError, match="cannot be guessed"):
         guess(Source(tmp_path))
+
+
+DOCUMENTS = {
+    "coco": {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "categories": [{"id": 7, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 9, 2, 9, 8]]},
+            {"id": 2, "image_id": 1, "category_id": 7, "segmentation": {"size": [40, 60], "counts": [3, 5, 2392]}},
+        ],
+    },
+    "via": {
+        "a.png": {
+            "filename": "a.png",
+            "regions": [
+                {
+                    "shape_attributes": {"name": "circle", "cx": 9, "cy": 9, "r": 4},
+                    "region_attributes": {"class": "cat"},
+                },
+                {"shape_attributes": {"name": "polygon", "all_points_x": [1, 5, 5], "all_points_y": [1, 1, 5]}},
+            ],
+        }
+    },
+    "labelme": {
+        "imagePath": "a.png",
+        "imageHeight": 40,
+        "imageWidth": 60,
+        "shapes": [
+            {"label": "cat", "points": [[1, 1], [9, 1], [9, 9]], "group_id": 1, "shape_type": "polygon"},
+            {"label": "cat", "points": [[1, 1], [9, 9]], "group_id": 1, "shape_type": "mask", "mask": "AAAA"},
+            {"label": "dog", "points": [[1, 1], [9, 1]], "shape_type": "circle", "flags": {"old": True}},
+        ],
+    },
+    "panoptic": {
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}],
+        "categories": [{"id": 7, "name": "cat", "isthing": 1}],
+        "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 5921370, "category_id": 7}]}],
+    },
+    "cityscapes": {"imgHeight": 40, "imgWidth": 60, "objects": [{"label": "car", "polygon": [[1, 1], [9, 1], [9, 9]]}]},
+}
+NAMES = {"cityscapes": "a_gtFine_polygons.json"}
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        10**40,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "../..",
+        [],
+        [1],
+        [[]],
+        [None],
+        {},
+        {"a": 1},
+    ]
+)
+
+
+def places(node, path=()):
+    """The paths to all nodes of a document."""
+    yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from places(child, (*path, key))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(sorted(DOCUMENTS)))
+def test_a_document_with_anything_in_a_place_is_never_a_crash(paint, tmp_path, data, format):
+    paint("a.png")
+    paint("a_leftImg8bit.png")
+    document = copy.deepcopy(DOCUMENTS[format])
+    for _ in range(data.draw(st.integers(0, 2))):
+        known = [path for path in places(document) if path]
+        if not known:
+            break
+        *path, last = data.draw(st.sampled_from(known))
+        node = document
+        for key in path:
+            node = node[key]
+        if data.draw(st.booleans()) and isinstance(node, dict):
+            del node[last]
+        else:
+            node[last] = copy.deepcopy(data.draw(JUNK))
+    for path in tmp_path.glob("*.json"):
+        path.unlink()
+    (tmp_path / NAMES.get(format, "a.json")).write_text(json.dumps(document))
+    try:
+        found = collect(tmp_path, format=data.draw(st.sampled_from([None, format])))
+    except UserError:
+        return
+    with suppress(UserError):
+        shutil.rmtree(tmp_path.parent / "out", ignore_errors=True)
+        prepare(found, tmp_path, tmp_path.parent / "out")
+
+
+LINES = {
+    "a.csv": "a.png,1,2,3,4,cat\n",
+    "b.csv": "ImageId,EncodedPixels\na.png,1 5 9 3\n",
+    "c.csv": "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\na,x,cat,1,0.1,0.2,0.3,0.4\n",
+    "a.txt": "0 0.5 0.5 0.2 0.2\n",
+    "k.txt": "Car 0.0 0 -1 4 4 6 6 -1 -1 -1 -1 -1 -1 -1\n",
+    "data.yaml": "train: .\nnames:\n  0: cat\n",
+    "voc.xml": VOC.format("a", BOX),
+    "cvat.xml": '<annotations><image name="a.png" width="60" height="40">'
+    '<mask label="cat" rle="1,2,1" left="1" top="1" '
+    'width="2" height="2"/><polygon label="cat" points="1,1;9,1;9,9"/></image></annotations>',
+}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data(), st.sampled_from(sorted(LINES)), st.sampled_from([None, *sorted(FORMATS)]))
+def test_a_text_with_anything_in_a_place_is_never_a_crash(paint, tmp_path, data, name, format):
+    paint("a.png")
+    text = LINES[name]
+    start = data.draw(st.integers(0, len(text)))
+    end = data.draw(st.integers(start, min(len(text), start + 8)))
+    text = text[:start] + data.draw(st.text(st.sampled_from("0159.,-;: \n<>/='\"a[]{}\0é"), max_size=6)) + text[end:]
+    for path in (*tmp_path.glob("*.csv"), *tmp_path.glob("*.txt"), *tmp_path.glob("*.xml"), *tmp_path.glob("*.yaml")):
+        path.unlink()
+    (tmp_path / name).write_text(text)
+    with suppress(UserError):
+        collect(tmp_path, format=format)
