@@ -326,16 +326,27 @@ def metrics_tables(metrics: dict[str, Any]) -> None:
     rows = [[kind, *(metrics.get(f"{kind}_{key}") for key in columns.values())] for kind in kinds]
     counts = f"{metrics['images']:,} images, {metrics['objects']:,} objects, {metrics['detections']:,} detections"
     table(f"COCO metrics: {counts}", ["", *columns], rows)
+    per_class = {f"{kind} AP": f"{kind}_ap" for kind in kinds}
+    if "pq" in metrics:
+        _panoptic_table(metrics)
+        per_class |= {"PQ": "pq", "SQ": "sq", "RQ": "rq"}
     if len(metrics["classes"]) > 1:
         table(
             "Per class",
-            ["class", *(f"{kind} AP" for kind in kinds)],
-            [[name, *(values.get(f"{kind}_ap") for kind in kinds)] for name, values in metrics["classes"].items()],
+            ["class", *per_class],
+            [[name, *(values.get(key) for key in per_class.values())] for name, values in metrics["classes"].items()],
         )
     if "keypoint_sigmas" in metrics:
         low, high = min(metrics["keypoint_sigmas"]), max(metrics["keypoint_sigmas"])
         sigmas = f"a sigma of {low:g} for each keypoint" if low == high else f"sigmas from {low:g} to {high:g}"
         say(f"keypoints are compared by COCO's object keypoint similarity with {sigmas} (evaluate.keypoint_sigmas)")
+
+
+def _panoptic_table(metrics: dict[str, Any]) -> None:
+    groups = {"all": "", "things": "_things", "stuff": "_stuff"}
+    columns = {"PQ": "pq", "SQ": "sq", "RQ": "rq", "classes": "pq_categories"}
+    rows = [[name, *(metrics[f"{key}{end}"] for key in columns.values())] for name, end in groups.items()]
+    table("Panoptic quality", ["", *columns], rows)
 
 
 def duration(seconds: float) -> str:

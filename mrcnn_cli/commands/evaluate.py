@@ -60,7 +60,7 @@ class Evaluate(Verb):
     type=click.Path(path_type=Path),
     metavar="DIR",
     show_default="nothing is written",
-    help="Write metrics.json and results.json (a COCO results list) into this folder.",
+    help="Write metrics.json and results.json (a COCO results list) into this folder; panoptic.json and PNG files too.",
 )
 @device_option
 @json_option
@@ -89,6 +89,7 @@ def command(
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
+    from mrcnn_cli.engine.panoptic import PanopticFiles
     from mrcnn_cli.engine.run import choose_device, latest_run, wanted_keypoints
 
     prepared = evaluation_split(read_dataset_file(data), split) if data is not None else None
@@ -103,22 +104,40 @@ def command(
     if out is not None:
         make_folder(out)  # before the work, not after it
     keypoints = wanted_keypoints(checkpoint.config)
-    dataset = Dataset.read(images, annotations, classes=checkpoint.classes, keypoints=keypoints)
+    dataset = Dataset.read(
+        images,
+        annotations,
+        classes=checkpoint.classes,
+        keypoints=keypoints,
+        stuff=checkpoint.stuff_classes,
+        semantic=None if pair else chosen.semantic,
+    )
     for warning in dataset.warnings:
         say_warning(warning)
     say(f"weights  {shown_path(checkpoint.path)} (step {checkpoint.step})")
     say(f"data     {len(dataset):,} images of {shown_path(annotations)}")
+    segments = None
+    if out is not None and dataset.maps is not None:
+        segments = PanopticFiles(out / "panoptic.json", dataset.categories)
     with Counter("evaluating", len(dataset)) as counter:
         metrics, results = evaluate(
-            checkpoint.model, checkpoint.config, dataset, checkpoint.device, progress=counter.update
+            checkpoint.model,
+            checkpoint.config,
+            dataset,
+            checkpoint.device,
+            progress=counter.update,
+            segments=segments,
         )
     assert metrics is not None  # only a stopped evaluation has none
     if out is not None:
         write_bytes(out / "metrics.json", json.dumps(metrics, indent=2).encode())
         write_bytes(out / "results.json", json.dumps(results).encode())
+        written = ["metrics.json", "results.json"]
+        if segments is not None and segments.write():
+            written += ["panoptic.json", "panoptic/"]
     if as_json:
         print_json(metrics)
     else:
         metrics_tables(metrics)
     if out is not None:
-        say(f"written  {shown_path(out)}/metrics.json, {shown_path(out)}/results.json")
+        say(f"written  {', '.join(f'{shown_path(out)}/{name}' for name in written)}")

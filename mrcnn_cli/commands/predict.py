@@ -45,7 +45,7 @@ class Row(NamedTuple):
     type=click.Path(path_type=Path),
     metavar="DIR",
     default=Path("predictions"),
-    help="Folder of the pictures and of predictions.json, a COCO results list.",
+    help="Folder of the pictures and of predictions.json, a COCO results list; of panoptic.json and PNG files too.",
 )
 @click.option(
     "--score",
@@ -108,6 +108,8 @@ def command(
     if len(rows) > 1:
         say(f"overview     {shown_path(out)}/overview.png")
     say(f"predictions  {shown_path(out)}/predictions.json")
+    if rows and checkpoint.stuff:
+        say(f"segments     {shown_path(out)}/panoptic.json, {shown_path(out)}/panoptic/")
     if failures:
         say_error(f"{len(failures)} of {len(files)} images could not be read; the others are done")
     return int(bool(failures))

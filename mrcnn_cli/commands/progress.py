@@ -173,4 +173,6 @@ def brief_metrics(metrics: dict[str, Any]) -> str:
     for kind in ("box", "mask", "keypoint"):
         if metrics.get(f"{kind}_ap") is not None:
             parts.append(f"{kind} AP {metrics[f'{kind}_ap']:.3f}, AP50 {metrics[f'{kind}_ap50']:.3f}")
+    if metrics.get("pq") is not None:
+        parts.append(f"PQ {metrics['pq']:.3f}")
     return "  ".join(parts) or "no objects to evaluate on"

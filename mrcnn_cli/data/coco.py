@@ -137,12 +137,13 @@ class Dataset:
 
     @property
     def categories(self) -> list[dict[str, Any]]:
-        """label -> {"id", "name"}; then the classes of stuff, which have "isthing": 0 beside."""
-        things = [{"id": i, "name": name} for i, name in zip(self.category_ids, self.classes, strict=True)]
+        """label -> {"id", "name"}; where the data has stuff, its classes follow and each says whether it "isthing"."""
+        things = zip(self.category_ids, self.classes, strict=True)
         if self.maps is None:
-            return things
+            return [{"id": number, "name": name} for number, name in things]
         stuff = zip(self.maps.stuff_ids, self.maps.stuff, strict=True)
-        return things + [{"id": i, "name": name, "isthing": 0} for i, name in stuff]
+        kinds = ((things, 1), (stuff, 0))
+        return [{"id": number, "name": name, "isthing": kind} for pairs, kind in kinds for number, name in pairs]
 
     def panoptic_truth(self, index: int) -> tuple[np.ndarray, list[dict[str, Any]]] | None:
         """The map of segment ids of one picture and what they are, as in the file; None without a panoptic file."""
@@ -341,7 +342,7 @@ class _Reader:
                 self.repairs.note("skeleton with a line to a keypoint that is not there", "left out", fault)
         annotations = self._annotations(content["annotations"], records, labels, keypoints)
         if maps is None and semantic is not None:
-            maps = LabelMaps(Path(semantic), records, stuff or ())
+            maps = LabelMaps(Path(semantic), records, stuff or (), max(category_ids) + 1)
         return Dataset(
             self.path,
             classes,

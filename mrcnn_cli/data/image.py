@@ -131,6 +131,13 @@ def preview(path: str | Path, side: int) -> np.ndarray:
     return np.array(picture)
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """The PNG file of a picture, uint8 [H, W, 3]."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
 def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
     """The picture with pixels of 0..255: uint8 [H, W, 3].
 

@@ -81,6 +81,7 @@ class PanopticMaps:
         self.path = path
         self.categories = content["categories"]
         self.things: dict[int, bool] = {}
+        given = [entry.get("name") for entry in self.categories]
         names: dict[str, int] = {}
         for place, entry in enumerate(self.categories):
             if not _is_number(entry.get("id")):
@@ -89,10 +90,10 @@ class PanopticMaps:
             if self.things[entry["id"]]:
                 continue  # its name is checked where objects are read
             name = entry.get("name")
-            if not isinstance(name, str) or not name or name in names:
+            if not isinstance(name, str) or not name or given.count(name) > 1:
                 raise UserError(
-                    f"{path}: the category of stuff with the id {entry['id']} has the name {shown(name)}; give each a "
-                    "name of its own"
+                    f"{path}: the category of stuff with the id {entry['id']} has the name {shown(name)}; give each "
+                    "category a name of its own"
                 )
             names[name] = entry["id"]
         self.stuff = tuple(sorted(names, key=names.__getitem__)) if stuff is None else tuple(stuff)
@@ -149,7 +150,7 @@ class PanopticMaps:
         if not isinstance(segment, dict):
             raise UserError(f"{self.path}: {where}: a segment is {shown(segment)} instead of an object; {NEEDED}")
         number, category = segment.get("id"), segment.get("category_id")
-        if not _is_number(number) or not VOID < number < MOST_IDS:
+        if not isinstance(number, int) or not VOID < number < MOST_IDS:
             raise UserError(f"{self.path}: {where}: a segment has the id {shown(number)}; ids go from 1 to 256^3 - 1")
         if not _is_number(category) or category not in self.things:
             raise UserError(
@@ -248,9 +249,9 @@ class LabelMaps:
     Detectron2's prepare_panoptic_fpn.py writes such maps for COCO.
     """
 
-    def __init__(self, folder: Path, records: Sequence[ImageRecord], stuff: Sequence[str]):
+    def __init__(self, folder: Path, records: Sequence[ImageRecord], stuff: Sequence[str], first_id: int):
         self.folder, self.stuff = folder, tuple(stuff)
-        self.stuff_ids = tuple(range(1, len(stuff) + 1))
+        self.stuff_ids = tuple(range(first_id, first_id + len(stuff)))
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of label maps; check data.train.semantic and data.val.semantic")
         missing = [record for record in records if not self._file(record).is_file()]

@@ -1,7 +1,7 @@
 """Files of weights: safetensors with the recipe inside, written aside and renamed, so that a crash loses nothing."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class Checkpoint:
     Attributes:
         model: in evaluation mode.
         config: the run that made it.
-        categories: label -> {"id": id in the annotation file, "name": ...}.
+        categories: label -> {"id": id in the annotation file, "name": ...}; of things alone.
+        stuff: the same for the classes of stuff of a panoptic model; their labels follow those of the things.
         path: the file that it came from.
         step: optimiser steps that it has seen, 0 for a file of another system.
         origin: the system that the weights come from, empty for our own.
@@ -40,6 +41,7 @@ class Checkpoint:
     path: Path
     step: int
     origin: str = ""
+    stuff: Sequence[dict[str, Any]] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -48,6 +50,11 @@ class Checkpoint:
     @property
     def category_ids(self) -> tuple[int, ...]:
         return tuple(category["id"] for category in self.categories)
+
+    @property
+    def stuff_classes(self) -> tuple[str, ...] | None:
+        """Names of the classes of stuff, in label order; None of a model without any."""
+        return tuple(category["name"] for category in self.stuff) or None
 
     @property
     def device(self) -> torch.device:
@@ -143,10 +150,12 @@ def load(
             raise UserError(f"{file}: holds no weights to predict with ({error}); give best.safetensors") from None
         config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
         origin, theirs = about.get("origin", ""), {}
+    stuff = [category for category in categories if not category.get("isthing", 1)]
+    categories = [category for category in categories if category.get("isthing", 1)]
     model = build_model(config.model, len(categories))
     load_weights(model, tensors, str(file), theirs)
     model.to(device).to(memory_format=torch.channels_last).eval()
-    return Checkpoint(model, config, categories, file, step, origin)
+    return Checkpoint(model, config, categories, file, step, origin, stuff)
 
 
 def load_weights(

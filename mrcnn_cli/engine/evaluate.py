@@ -1,4 +1,4 @@
-"""How good a model is on annotated images: COCO's metrics."""
+"""How good a model is on annotated images: COCO's metrics of objects and of panoptic segments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,12 @@ from torch import nn
 
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import evaluation_batches
+from mrcnn_cli.engine.panoptic import PanopticFiles
 from mrcnn_cli.engine.run import RunConfig, has_head
 from mrcnn_cli.evaluation import coco
 from mrcnn_cli.evaluation.keypoints import keypoint_sigmas
-from mrcnn_cli.structures import ImageBatch
+from mrcnn_cli.evaluation.panoptic import PanopticQuality, segments_info
+from mrcnn_cli.structures import Detections, ImageBatch
 
 Progress = Callable[[int, int], None]
 
@@ -24,8 +26,9 @@ def evaluate(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda done, total: None,
+    segments: PanopticFiles | None = None,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Metrics by COCO's rules (pycocotools) and the results that they are of.
+    """Metrics by COCO's rules (pycocotools; panoptic quality too) and the results that they are of.
 
     Args:
         model: is put into evaluation mode for this, and back.
@@ -34,11 +37,14 @@ def evaluate(
         device: where the model is.
         should_stop: asked after each batch; True ends with metrics None.
         progress: called with the images done and their number.
+        segments: where those of a panoptic model are written; the caller ends it.
 
     Returns:
-        Metrics (`box_ap`, `box_ap50`, `mask_ap`, `keypoint_ap`, ..., 0..1), None when stopped; and COCO results.
+        Metrics (`box_ap`, `box_ap50`, `mask_ap`, `keypoint_ap`, ..., 0..1), None when stopped; and COCO results. Of a
+        panoptic model on panoptic data also `pq` and the others of `PanopticQuality`.
     """
     results: list[dict[str, Any]] = []
+    quality = PanopticQuality(dataset.categories)
     was_training = model.training
     model.eval()
     try:
@@ -47,7 +53,10 @@ def evaluate(
             for record, found in zip(records, predict_batch(model, images, device), strict=True):
                 offset = config.data.keypoints.offset
                 results += coco.results(found, record.id, dataset.category_ids, record.file_name, offset)
-            done += len(records)
+                _count(quality, dataset, done, found)
+                if segments is not None and found.segments is not None:
+                    segments.add(found.segments, record.id, record.file_name, f"{record.id:012}.png")
+                done += 1
             progress(done, len(dataset))
             if should_stop():
                 return None, results
@@ -62,7 +71,21 @@ def evaluate(
         keypoint_sigmas=keypoint_sigmas(names, config.evaluate.keypoint_sigmas) if names is not None else None,
         max_keypoint_detections=config.evaluate.max_keypoint_detections,
     )
+    if quality.counted:
+        panoptic = quality.metrics()
+        for name, values in panoptic.pop("classes").items():
+            metrics["classes"].setdefault(name, {}).update(values)
+        metrics |= panoptic
     return metrics, results
+
+
+def _count(quality: PanopticQuality, dataset: Dataset, index: int, found: Detections) -> None:
+    """Counts the segments of one image, where there are any on both sides."""
+    truth = dataset.panoptic_truth(index) if found.segments is not None else None
+    if truth is None or found.segments is None:
+        return
+    info = segments_info(found.segments, [category["id"] for category in dataset.categories], len(dataset.classes))
+    quality.add(*truth, found.segments.ids.numpy(), info, dataset.images[index].file_name)
 
 
 @torch.inference_mode()

@@ -14,11 +14,13 @@ from mrcnn_cli.data.loader import images_batch
 from mrcnn_cli.engine.checkpoint import Checkpoint
 from mrcnn_cli.engine.evaluate import predict_batch
 from mrcnn_cli.engine.files import make_folder, write_bytes
+from mrcnn_cli.engine.panoptic import PanopticFiles
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.evaluation import coco
 from mrcnn_cli.structures import Detections
 from mrcnn_cli.views import canvas
 from mrcnn_cli.views.overlay import contact_sheet, draw
+from mrcnn_cli.views.segments import draw_segments
 from mrcnn_cli.views.skeleton import Skeleton
 
 # The first so many pictures are shown together in overview.png.
@@ -84,7 +86,8 @@ def predict_files(
 
     predictions.json is a list of COCO results: image_id (the file's place in the list, from 1), category_id, bbox,
     score, segmentation (compressed run lengths), keypoints ([x, y, score, ...]) and file_name, as far as the model has
-    them.
+    them. A panoptic model's segments are in out/panoptic.json and the PNG files of out/panoptic/, in COCO's panoptic
+    format; its overlays show them.
 
     Args:
         checkpoint: from `load`.
@@ -107,6 +110,7 @@ def predict_files(
         raise UserError(f"{out}: {min(overwritten).name} would overwrite the picture itself; choose another --out")
     results: list[dict[str, Any]] = []
     pictures: list[Any] = []
+    segments = PanopticFiles(out / "panoptic.json", [*checkpoint.categories, *checkpoint.stuff])
     try:
         for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
             try:
@@ -119,12 +123,13 @@ def predict_files(
             found = _detect(checkpoint, image).above(threshold)
             make_folder(overlay.parent)
             # People should see what the network sees: a dim microscope image is drawn as it was stretched.
-            picture = draw(
-                normalize(image, config.data.normalize),
-                found,
-                checkpoint.classes,
-                skeleton=skeleton,
-            )
+            shown = normalize(image, config.data.normalize)
+            if found.segments is None:
+                picture = draw(shown, found, checkpoint.classes, skeleton=skeleton)
+            else:
+                names = (*checkpoint.classes, *(checkpoint.stuff_classes or ()))
+                picture = draw_segments(shown, found.segments, names, len(checkpoint.classes))
+                segments.add(found.segments, number, str(file), str(overlay.relative_to(out)))
             canvas.save(picture, overlay)
             if len(pictures) < OVERVIEW:
                 pictures.append(picture)
@@ -133,6 +138,7 @@ def predict_files(
             yield Prediction(file, found, overlay)
     finally:  # after Ctrl-C too: what is done is kept
         write_bytes(out / "predictions.json", json.dumps(results).encode())
+        segments.write()
         if len(pictures) > 1:
             canvas.save(contact_sheet(pictures), out / "overview.png")
 

@@ -80,11 +80,9 @@ class Run:
 
     @property
     def categories(self) -> list[dict[str, Any]]:
-        """label -> {"id", "name"} of the training data."""
-        return [
-            {"id": number, "name": name}
-            for number, name in zip(self.train.category_ids, self.train.classes, strict=True)
-        ]
+        """label -> {"id", "name"} of the training data; for a panoptic model stuff behind the things."""
+        categories = self.train.categories
+        return categories if has_head(self.config, "semantic_head") else categories[: len(self.train.classes)]
 
 
 def default_recipe(own_data: bool = False) -> tuple[str, str]:
@@ -140,23 +138,52 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     if split.images is None or split.annotations is None:
         raise UserError("data.train: there are validation images but no training images; give --train DIR ANNOTATIONS")
     train = Dataset.read(
-        split.images, split.annotations, classes=config.data.classes, keypoints=wanted_keypoints(config)
+        split.images,
+        split.annotations,
+        classes=config.data.classes,
+        keypoints=wanted_keypoints(config),
+        stuff=config.data.stuff,
+        semantic=split.semantic,
     )
     train.check_trainable()
     val = None
     if val_split.images is not None and val_split.annotations is not None:
-        val = Dataset.read(val_split.images, val_split.annotations, classes=train.classes, keypoints=train.keypoints)
+        val = Dataset.read(
+            val_split.images,
+            val_split.annotations,
+            classes=train.classes,
+            keypoints=train.keypoints,
+            stuff=train.stuff,
+            semantic=val_split.semantic,
+        )
     _check_heads(config, train, val)
     if config.model.num_classes not in (None, len(train.classes)):
         raise UserError(
             f"model.num_classes = {config.model.num_classes}, but {split.annotations} has {len(train.classes)} classes "
             f"({', '.join(train.classes[:5])}{', ...' if len(train.classes) > 5 else ''}); leave the key out"
         )
+    if config.model.name == "panoptic_fpn":
+        _check_stuff(config.model.num_stuff, train)
     if config.train.evaluate_every is not None and val is None:
         raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
     resolved = _resolved(config, train, split, val_split)
     warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved)]
     return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
+
+
+def _check_stuff(num_stuff: int | None, train: Dataset) -> None:
+    if train.stuff is None:
+        raise UserError(
+            f"{train.source}: has objects but no stuff, which panoptic_fpn needs; give a file of COCO's panoptic "
+            "format, or label maps with --set data.train.semantic=DIR and their names in data.stuff"
+        )
+    if not train.stuff:
+        raise UserError(f"{train.source}: has no class of stuff; take a recipe of mask_rcnn")
+    if num_stuff not in (None, len(train.stuff)):
+        raise UserError(
+            f"model.num_stuff = {num_stuff}, but {train.source} has {len(train.stuff)} classes of stuff "
+            f"({', '.join(train.stuff[:5])}{', ...' if len(train.stuff) > 5 else ''}); leave the key out"
+        )
 
 
 def new_folder(recipe: str, out: Path | None = None) -> Path:
@@ -284,6 +311,9 @@ def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: 
     data = config.data.model_copy(
         update={"classes": train.classes, "train": _absolute(split), "val": _absolute(val_split)}
     )
+    if has_head(config, "semantic_head") and train.stuff is not None:
+        model = model.model_copy(update={"num_stuff": len(train.stuff)})
+        data = data.model_copy(update={"stuff": train.stuff})
     evaluate = config.evaluate
     if train.keypoints is not None and train.keypoints.names is not None:
         names = train.keypoints.names
@@ -297,7 +327,8 @@ def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: 
 def _absolute(split: SplitConfig) -> SplitConfig:
     if split.images is None or split.annotations is None:
         return split
-    return split.model_copy(update={"images": split.images.resolve(), "annotations": split.annotations.resolve()})
+    given = {key: getattr(split, key) for key in ("images", "annotations", "semantic")}
+    return split.model_copy(update={key: path.resolve() for key, path in given.items() if path is not None})
 
 
 def _anchor_warnings(config: RunConfig, train: Dataset) -> list[str]:

@@ -59,7 +59,7 @@ class Trainer:
         config = run.config
         torch.manual_seed(config.train.seed)
         self.run = run
-        self.model = build_model(config.model, len(run.categories))
+        self.model = build_model(config.model, len(run.train.classes))
         load_backbone(self.model, config)
         self.model.to(run.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(config.train, self.model)
@@ -220,8 +220,8 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
 
 
 def _score(metrics: dict[str, Any]) -> float:
-    """What the best weights are best in: AP of the keypoints, without them of the masks, without both of the boxes."""
-    score = next((metrics[key] for key in ("keypoint_ap", "mask_ap", "box_ap") if key in metrics), None)
+    """What the best weights are best in: panoptic quality, AP of keypoints, masks or boxes, the first that there is."""
+    score = next((metrics[key] for key in ("pq", "keypoint_ap", "mask_ap", "box_ap") if key in metrics), None)
     return -math.inf if score is None else score
 
 

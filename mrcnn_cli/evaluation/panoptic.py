@@ -30,7 +30,7 @@ def segments_info(segments: Segments, category_ids: Sequence[int], num_things: i
     entries = []
     for number, (label, score) in enumerate(zip(segments.labels.tolist(), segments.scores.tolist(), strict=True), 1):
         inside = ids == number
-        columns, rows = inside.any(0).nonzero()[0], inside.any(1).nonzero()[0]
+        columns, rows = np.flatnonzero(inside.any(0)), np.flatnonzero(inside.any(1))
         x, y = int(columns[0]), int(rows[0])
         entry = {
             "id": number,
@@ -52,7 +52,7 @@ class PanopticQuality:
     in void or in a crowd of its category; crowds themselves need not be found.
 
     Args:
-        categories: of the truth, with `id`, `name` and `isthing`.
+        categories: of the truth, with `id`, `name` and `isthing` (1 where it is missing).
     """
 
     def __init__(self, categories: Sequence[dict[str, Any]]):
@@ -60,6 +60,7 @@ class PanopticQuality:
         self.places = {category["id"]: place for place, category in enumerate(categories)}
         self.overlaps = np.zeros(len(categories))  # sum of the matches' intersections over unions
         self.matched, self.wrong, self.missed = (np.zeros(len(categories), np.int64) for _ in range(3))
+        self.counted = 0  # pictures
 
     def add(
         self,
@@ -110,6 +111,7 @@ class PanopticQuality:
         for place in {int(truth_class[place]): place for place in crowd.nonzero()[0].tolist()}.values():
             excused += np.where(found_class == truth_class[place], shared[place], 0)
         np.add.at(self.wrong, found_class[~pairs.any(0) & (excused / areas <= 0.5)], 1)
+        self.counted += 1
 
     def metrics(self) -> Metrics:
         """`pq`, `sq` and `rq` (panoptic, segmentation and recognition quality, 0..1), means over the categories.
@@ -125,7 +127,7 @@ class PanopticQuality:
             "sq": self.overlaps / np.maximum(self.matched, 1),
             "rq": self.matched / weight,
         }
-        thing = np.array([bool(category["isthing"]) for category in self.categories], bool)
+        thing = np.array([bool(category.get("isthing", 1)) for category in self.categories], bool)
         result: Metrics = {}
         for end, kinds in GROUPS.items():
             chosen = seen & np.isin(thing, kinds)

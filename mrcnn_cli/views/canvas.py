@@ -6,10 +6,10 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 from mrcnn_cli.errors import UserError
-from mrcnn_cli.views.colours import Colour
+from mrcnn_cli.views import colours
 
 Font = ImageFont.FreeTypeFont
 
@@ -50,7 +50,7 @@ def fit(text: str, face: Font, width: float) -> str:
 
 
 def blend(
-    picture: Image.Image, left: int, top: int, coverage: np.ndarray, paint: np.ndarray | Colour, opacity: float
+    picture: Image.Image, left: int, top: int, coverage: np.ndarray, paint: np.ndarray | colours.Colour, opacity: float
 ) -> None:
     """Paints a colour where `coverage` [h, w] 0..255 says; what lies beyond the picture's edges is left out."""
     height, width = coverage.shape
@@ -67,6 +67,24 @@ def shared(plate: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The area that a rectangle has in common with each of the others."""
     low, high = np.maximum(plate[:2], others[:, :2]), np.minimum(plate[2:], others[:, 2:])
     return np.maximum(high - low, 0).prod(axis=1)
+
+
+def plate(pen: ImageDraw.ImageDraw, box: np.ndarray, text: str, face: Font, paint: np.ndarray) -> None:
+    """Draws a label: text on a box [4] in a colour, dark or light, whichever is read better."""
+    ink = max((INK, PAPER), key=lambda ink: colours.contrast(ink, paint))
+    x1, y1, x2, y2 = box.tolist()
+    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=pad(face) * 0.6, fill=tuple(paint.tolist()))
+    pen.text((x1 + pad(face), (y1 + y2) / 2), text, fill=ink, font=face, anchor="lm")
+
+
+def extent(text: str, face: Font) -> np.ndarray:
+    """(width, height) of a label."""
+    return np.array([round(face.getlength(text)) + 2 * pad(face), round(face.size) + 2 * pad(face)])
+
+
+def pad(face: Font) -> int:
+    """Pixels between a label's text and its edge."""
+    return max(round(face.size * 0.28), 2)
 
 
 def save(image: Image.Image, path: str | Path) -> None:

@@ -17,12 +17,20 @@ PANEL = (880, 600)  # pixels, with everything beside the curves
 LEFT, RIGHT, TOP, BOTTOM = 76, 232, 66, 62  # what ticks, legend and title take of a panel
 FINER = 3  # curves are drawn so many times larger and averaged down
 
-LOSSES = ("loss_rpn_objectness", "loss_rpn_box", "loss_class", "loss_box", "loss_mask", "loss_keypoint")
+LOSSES = (
+    "loss_rpn_objectness",
+    "loss_rpn_box",
+    "loss_class",
+    "loss_box",
+    "loss_mask",
+    "loss_keypoint",
+    "loss_semantic",
+)
 PRECISIONS = {
     f"{kind}_{key}": f"{kind} {name}"
     for kind in ("mask", "box", "keypoint")
     for key, name in (("ap", "AP"), ("ap50", "AP50"))
-}
+} | {"pq": "PQ"}
 
 
 @dataclass(frozen=True)
@@ -96,11 +104,11 @@ def _losses(rows: Sequence[dict[str, Any]]) -> tuple[list[_Curve], np.ndarray]:
 
 def _precisions(rows: Sequence[dict[str, Any]]) -> list[_Curve]:
     steps = np.array([row["step"] for row in rows], dtype=np.float64)
-    curves = []
-    for index, (key, name) in enumerate(PRECISIONS.items()):
+    curves: list[_Curve] = []
+    for key, name in PRECISIONS.items():
         values = _series(rows, key)
         if np.isfinite(values).any():
-            curves.append(_Curve(name, steps, values, HUES[index], width=2.6, dots=True))
+            curves.append(_Curve(name, steps, values, HUES[len(curves) % len(HUES)], width=2.6, dots=True))
     return curves
 
 

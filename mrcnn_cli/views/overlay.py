@@ -59,7 +59,7 @@ def draw(
     """
     detections = _drawable(image, detections)
     chosen = colours.choose(_corners(detections))
-    return _draw(image, detections, classes, scale or _enlargement(image), chosen, skeleton)
+    return _draw(image, detections, classes, scale or enlargement(image), chosen, skeleton)
 
 
 def compare(
@@ -81,7 +81,7 @@ def compare(
         scale, skeleton: as for `draw`.
     """
     truth, detections = _drawable(image, truth), _drawable(image, detections)
-    scale = scale or _enlargement(image)
+    scale = scale or enlargement(image)
     true_boxes, found_boxes = _corners(truth), _corners(detections)
     true_colours = colours.choose(true_boxes)
     pairs = _pairs(true_boxes, found_boxes)
@@ -156,7 +156,8 @@ def _corners(detections: Detections) -> np.ndarray:
     return detections.boxes.detach().cpu().double().numpy().reshape(-1, 4)
 
 
-def _enlargement(image: np.ndarray) -> int:
+def enlargement(image: np.ndarray) -> int:
+    """How many times a small picture is enlarged before anything is drawn on it."""
     return max(math.ceil(0.9 * LONG_SIDE / max(image.shape[:2])), 1)  # not twice as large for want of a few pixels
 
 
@@ -224,7 +225,7 @@ def _labels(
         name = _name(classes, label)
         text = f"{name} {score:.2f}" if scores else name
         sides = np.maximum(boxes[index, 2:] - boxes[index, :2], 0)
-        if len(detections) > FEW and sides.prod() < 2 * _extent(text, face).prod():
+        if len(detections) > FEW and sides.prod() < 2 * canvas.extent(text, face).prod():
             small += 1
             continue
         texts[index] = text
@@ -239,11 +240,11 @@ def _write(
     pen = ImageDraw.Draw(picture)
     placed = np.zeros((0, 4))
     for index, text in texts.items():
-        text = canvas.fit(text, face, picture.width - 2 * _pad(face))
-        plate = _place(boxes[index], _extent(text, face), placed, boxes, picture.size)
+        text = canvas.fit(text, face, picture.width - 2 * canvas.pad(face))
+        plate = _place(boxes[index], canvas.extent(text, face), placed, boxes, picture.size)
         if plate is not None:
             placed = np.concatenate([placed, plate[None]])
-            _plate(pen, plate, text, face, paints[index])
+            canvas.plate(pen, plate, text, face, paints[index])
     return placed
 
 
@@ -274,31 +275,15 @@ def _place(
 
 def _count(picture: Image.Image, text: str, boxes: np.ndarray, placed: np.ndarray, face: canvas.Font) -> None:
     """Draws a count in the corner of the picture where it hides the fewest objects and labels."""
-    margin = _pad(face)
+    margin = canvas.pad(face)
     text = canvas.fit(text, face, picture.width - 4 * margin)
-    extent = _extent(text, face)
+    extent = canvas.extent(text, face)
     far = np.maximum(np.array(picture.size) - extent - margin, 0)
     near = np.minimum(np.array([margin, margin]), far)
     corners = [(near[0], far[1]), (far[0], far[1]), (near[0], near[1]), (far[0], near[1])]
     plates = [np.concatenate([np.array(corner), np.array(corner) + extent]) for corner in corners]
     hidden = [canvas.shared(plate, boxes).sum() + 10 * canvas.shared(plate, placed).sum() for plate in plates]
-    _plate(ImageDraw.Draw(picture), plates[int(np.argmin(hidden))], text, face, np.array(canvas.INK))
-
-
-def _plate(pen: ImageDraw.ImageDraw, plate: np.ndarray, text: str, face: canvas.Font, paint: np.ndarray) -> None:
-    ink = max((canvas.INK, canvas.PAPER), key=lambda ink: colours.contrast(ink, paint))
-    x1, y1, x2, y2 = plate.tolist()
-    pen.rounded_rectangle((x1, y1, x2 - 1, y2 - 1), radius=_pad(face) * 0.6, fill=tuple(paint.tolist()))
-    pen.text((x1 + _pad(face), (y1 + y2) / 2), text, fill=ink, font=face, anchor="lm")
-
-
-def _extent(text: str, face: canvas.Font) -> np.ndarray:
-    """(width, height) of a label's plate."""
-    return np.array([round(face.getlength(text)) + 2 * _pad(face), round(face.size) + 2 * _pad(face)])
-
-
-def _pad(face: canvas.Font) -> int:
-    return max(round(face.size * 0.28), 2)
+    canvas.plate(ImageDraw.Draw(picture), plates[int(np.argmin(hidden))], text, face, np.array(canvas.INK))
 
 
 def _shape(mask: dict[str, Any], scale: int, line: int) -> _Shape | None:

@@ -85,7 +85,7 @@ def test_things_are_objects_and_stuff_is_a_map(files):
 def test_the_truth_for_pycocotools_holds_the_things_masks(files):
     dataset = read(files)
     truth = dataset.coco()
-    assert truth["categories"] == [{"id": 3, "name": "square"}, {"id": 7, "name": "disc"}]
+    assert truth["categories"] == [{"id": 3, "name": "square", "isthing": 1}, {"id": 7, "name": "disc", "isthing": 1}]
     assert len(truth["annotations"]) == len(dataset.annotations.ids) > 5
     assert len({annotation["id"] for annotation in truth["annotations"]}) == len(truth["annotations"])
     for annotation in truth["annotations"]:
@@ -248,7 +248,7 @@ FAULTS = {
     r"unknown category_id \[20\]": lambda c: first_segment(c).update(category_id=[20]),
     "image 1 has two segments of one id": lambda c: c["annotations"][0]["segments_info"].append(first_segment(c)),
     "category 'sky' has 'isthing' None": lambda c: c["categories"][2].pop("isthing"),
-    "with the id 31 has the name 'sky'": lambda c: c["categories"][3].update(name="sky"),
+    "with the id 20 has the name 'sky'": lambda c: c["categories"][3].update(name="sky"),
     "with the id 31 has the name None": lambda c: c["categories"][3].pop("name"),
     r"categories\[0\]: has no 'name'": lambda c: c["categories"][0].pop("name"),
     r"categories\[0\]: 'id' is \[3\]": lambda c: c["categories"][0].update(id=[3]),
