@@ -73,7 +73,11 @@ def test_losses_gradients_and_the_running_average_are_detectron2s(case):
 
 
 @pytest.mark.parametrize(
-    ("key", "targets"), [("train_empty_gt", [without_objects(target())]), ("train_batch2_second_empty", [target(), without_objects(target())])]
+    ("key", "targets"),
+    [
+        ("train_empty_gt", [without_objects(target())]),
+        ("train_batch2_second_empty", [target(), without_objects(target())]),
+    ],
 )
 def test_losses_without_objects_are_detectron2s(case, key, targets):
     reference, model = case

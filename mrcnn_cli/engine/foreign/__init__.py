@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.engine.foreign import detectron2, torchvision
-from mrcnn_cli.engine.foreign.architecture import HEADS, model_table, number_of_classes, parts_of
-from mrcnn_cli.engine.foreign.categories import named
+from mrcnn_cli.engine.foreign.architecture import HEADS, model_table, number_of_classes, number_of_stuff, parts_of
+from mrcnn_cli.engine.foreign.categories import named, with_stuff
 from mrcnn_cli.engine.foreign.names import Renamed, known, rename
 from mrcnn_cli.engine.foreign.pickles import read_weights
 from mrcnn_cli.engine.run import RunConfig
@@ -109,6 +109,11 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
         if len(config.data.classes) != classes:
             raise UserError(f"{path}: has {classes} classes, but data.classes names {len(config.data.classes)}")
         categories = named(config.data.classes)
+    stuff, names = number_of_stuff(foreign.tensors), config.data.stuff
+    if names is not None and len(names) != stuff:
+        raise UserError(f"{path}: has {stuff} classes of stuff, but data.stuff names {len(names)}")
+    if stuff:
+        categories = with_stuff(categories, stuff, names)
     return Converted(foreign.tensors, config, categories)
 
 

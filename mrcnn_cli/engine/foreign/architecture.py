@@ -58,6 +58,12 @@ def number_of_classes(tensors: Tensors) -> int:
     return len(tensors[name]) - 1
 
 
+def number_of_stuff(tensors: Tensors) -> int:
+    """Classes of stuff of a panoptic model, 0 of others; the first logit is that of all things."""
+    logits = tensors.get("semantic_head.logits.weight")
+    return 0 if logits is None else len(logits) - 1
+
+
 def _resnet(tensors: Tensors) -> Table:
     """Depth, groups, normalisation and deformable convolutions of a ResNet; its fourth stage may be the box head's."""
     where = ["backbone.stages.0", "backbone.stages.1", "backbone.stages.2", "backbone.stages.3"]
@@ -130,7 +136,7 @@ def _keypoint_head(tensors: Tensors) -> Table:
 def _semantic_head(tensors: Tensors) -> Table:
     first, logits = "semantic_head.levels.0.0", tensors["semantic_head.logits.weight"]
     table = {"conv_channels": logits.shape[1], "norm": _norm(tensors, first)}
-    return {"semantic_head": table, "num_stuff": len(logits) - 1}
+    return {"semantic_head": table, "num_stuff": number_of_stuff(tensors)}
 
 
 def _retina_head(tensors: Tensors) -> Table:

@@ -18,6 +18,20 @@ COCO = {
 }  # fmt: skip
 
 
+# The classes of stuff of COCO's panoptic annotations (53, COCO 2018), in label order.
+COCO_STUFF = {
+    92: "banner", 93: "blanket", 95: "bridge", 100: "cardboard", 107: "counter", 109: "curtain", 112: "door-stuff",
+    118: "floor-wood", 119: "flower", 122: "fruit", 125: "gravel", 128: "house", 130: "light", 133: "mirror-stuff",
+    138: "net", 141: "pillow", 144: "platform", 145: "playingfield", 147: "railroad", 148: "river", 149: "road",
+    151: "roof", 154: "sand", 155: "sea", 156: "shelf", 159: "snow", 161: "stairs", 166: "tent", 168: "towel",
+    171: "wall-brick", 175: "wall-stone", 176: "wall-tile", 177: "wall-wood", 178: "water-other", 180: "window-blind",
+    181: "window-other", 184: "tree-merged", 185: "fence-merged", 186: "ceiling-merged", 187: "sky-other-merged",
+    188: "cabinet-merged", 189: "table-merged", 190: "floor-other-merged", 191: "pavement-merged",
+    192: "mountain-merged", 193: "grass-merged", 194: "dirt-merged", 195: "paper-merged", 196: "food-other-merged",
+    197: "building-other-merged", 198: "rock-merged", 199: "wall-other-merged", 200: "rug-merged",
+}  # fmt: skip
+
+
 def coco_categories() -> list[dict[str, Any]]:
     """The 80 classes: label -> {"id", "name"}."""
     return [{"id": number, "name": name} for number, name in COCO.items()]
@@ -39,3 +53,14 @@ def named(names: tuple[str, ...]) -> list[dict[str, Any]]:
     if all(name in ids for name in names):
         return [{"id": ids[name], "name": name} for name in names]
     return [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
+
+
+def with_stuff(things: list[dict[str, Any]], count: int, names: tuple[str, ...] | None) -> list[dict[str, Any]]:
+    """The categories of a panoptic model: things, then so many classes of stuff, COCO's where the number is COCO's."""
+    free = max((category["id"] for category in things), default=0) + 1
+    if names is None and count == len(COCO_STUFF):
+        stuff = [{"id": number, "name": name} for number, name in COCO_STUFF.items()]
+    else:
+        names = names or tuple(f"stuff {number}" for number in range(1, count + 1))
+        stuff = [{"id": number, "name": name} for number, name in enumerate(names, start=free)]
+    return [{**c, "isthing": 1} for c in things] + [{**c, "isthing": 0} for c in stuff]

@@ -167,3 +167,19 @@ def test_a_recipe_that_does_not_fit_names_the_tensor_in_both_systems(mask_rcnn):
         load(mask_rcnn, overrides=["model.box_head.fc_channels=512"])
     with pytest.raises(UserError, match=r"it has mask_head.convs.0.bias \(.*mask_fcn1.bias\), unknown"):
         load(mask_rcnn, recipe="faster_rcnn_r50_fpn_3x")
+
+
+def test_a_panoptic_model_brings_the_classes_of_its_stuff(tmp_path):
+    arrays = narrow("panoptic_fpn_R_50_3x")
+    tiny = ["model.backbone.width=8", "model.fpn.channels=8", "model.semantic_head.conv_channels=8"]
+    categories = foreign.convert(foreign.read(write(tmp_path / "panoptic.pkl", arrays)), tiny).categories
+    assert [c["name"] for c in categories if c["isthing"]][:2] == ["person", "bicycle"]
+    stuff = [c for c in categories if not c["isthing"]]
+    assert (len(stuff), stuff[0], stuff[-1]["id"]) == (53, {"id": 92, "name": "banner", "isthing": 0}, 200)
+    few = {key: array[:3] if "sem_seg_head.predictor" in key else array for key, array in arrays.items()}
+    read_file = foreign.read(write(tmp_path / "few.pkl", few))
+    assert [c["name"] for c in foreign.convert(read_file, tiny).categories[80:]] == ["stuff 1", "stuff 2"]
+    named = foreign.convert(read_file, [*tiny, "data.stuff=['sky', 'sea']"]).categories[80:]
+    assert [(c["id"], c["name"]) for c in named] == [(91, "sky"), (92, "sea")]
+    with pytest.raises(UserError, match="has 2 classes of stuff, but data.stuff names 1"):
+        foreign.convert(read_file, [*tiny, "data.stuff=['sky']"])
