@@ -1,0 +1,45 @@
+"""docs/models.md: the table of the model zoos says of our recipes what they say themselves, and claims no more."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mrcnn_cli.config import recipes
+from tests.models.test_against_detectron2 import MODELS
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs" / "models.md").read_text()
+DETECTRON2 = TEXT[TEXT.index("### Detectron2\n") : TEXT.index("### Detectron\n")]
+ROW = re.compile(r"^\| `([^`]+)` \| (?:`(\w+)`)? ?\| ([^|]*)\|(?: (\w*) ?\|)?$", re.M)
+PROVEN_ELSEWHERE = {"retinanet_r50_fpn_3x"}  # tests/models/test_retinanet.py
+
+
+def listed(text):
+    """Our recipe -> (figures, what was checked), of each row that names one."""
+    return {ours: (figures, checked) for _, ours, figures, checked in ROW.findall(text) if ours}
+
+
+def test_every_row_is_understood():
+    rows = [line for line in TEXT.splitlines() if line.startswith("| `") and not line.startswith("| `model.")]
+    assert len(ROW.findall(TEXT)) == len(rows) > 100
+
+
+def test_recipes_that_are_named_exist():
+    named = {ours for _, ours, _, _ in ROW.findall(TEXT) if ours}
+    assert not named - set(recipes())
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_figures_that_a_recipe_quotes_from_detectron2_are_those_of_the_table(name):
+    comment = "\n".join(line for line in recipes()[name].read_text().split("\n\n")[0].splitlines())
+    quoted = re.search(r"Detectron2 lists (.*?) on COCO", comment)
+    if quoted is None:
+        assert name not in listed(DETECTRON2)
+        return
+    figures, _ = listed(DETECTRON2)[name]
+    assert re.findall(r"\d+\.\d", figures) == re.findall(r"\d+\.\d", quoted[1])
+
+
+def test_parity_is_claimed_of_those_recipes_alone_that_a_test_compares():
+    claimed = {ours for ours, (_, checked) in listed(DETECTRON2).items() if checked == "parity"}
+    assert claimed == {recipe for recipe, *_ in MODELS.values()} | PROVEN_ELSEWHERE
