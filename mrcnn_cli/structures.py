@@ -20,11 +20,14 @@ class ImageBatch:
         pixels: [N, C, H, W], RGB, 0..255 in any real dtype (uint8 or float32).
         sizes: (height, width) of each image inside `pixels`, without the padding.
         original_sizes: (height, width) of each picture as it lies on disk (upright); detections are reported there.
+        proposals: per image [P_i, 4] in pixels of the network's input, best first, for a model that does not find its
+            own; None for others, and in training, where they are among the targets.
     """
 
     pixels: Tensor
     sizes: list[Size]
     original_sizes: list[Size]
+    proposals: list[Tensor] | None = None
 
     @classmethod
     def collate(
@@ -45,7 +48,8 @@ class ImageBatch:
         return len(self.sizes)
 
     def to(self, device: torch.device | str) -> "ImageBatch":
-        return replace(self, pixels=self.pixels.to(device, non_blocking=True))
+        proposals = None if self.proposals is None else [boxes.to(device) for boxes in self.proposals]
+        return replace(self, pixels=self.pixels.to(device, non_blocking=True), proposals=proposals)
 
     def pin_memory(self) -> "ImageBatch":
         return replace(self, pixels=self.pixels.pin_memory())
@@ -88,6 +92,7 @@ class Targets:
             on the batch an image is in nor on the number of processes.
         keypoints: [G, P, 3] float32 x, y and visibility (0: not labelled, 1: hidden, 2: visible); None where the data
             has none.
+        proposals: [P, 4] float32, best first, for a model that does not find its own; None for others.
     """
 
     boxes: Tensor
@@ -98,6 +103,7 @@ class Targets:
     image_id: int = -1
     seed: int = 0
     keypoints: Tensor | None = None
+    proposals: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -110,6 +116,7 @@ class Targets:
             crowds=self.crowds.to(device),
             semantic=None if self.semantic is None else self.semantic.to(device),
             keypoints=None if self.keypoints is None else self.keypoints.to(device),
+            proposals=None if self.proposals is None else self.proposals.to(device),
         )
 
     def pin_memory(self) -> "Targets":

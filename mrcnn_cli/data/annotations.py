@@ -41,6 +41,7 @@ class ImageAnnotations:
         segmentations: per object polygons or a run-length encoding as in COCO; None where the data has no masks.
         keypoints: [G, P, 3] float32 x, y and visibility as in COCO; None where the data has no keypoints.
         semantic: [H, W] uint8, 0 for things, 1..S for stuff, 255 for unlabelled; None where the data has no stuff.
+        proposals: [P, 4] float32, best first, where the data set was given any.
     """
 
     image_id: int
@@ -51,6 +52,7 @@ class ImageAnnotations:
     segmentations: list[Any] | None = None
     keypoints: np.ndarray | None = None
     semantic: np.ndarray | None = None
+    proposals: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -21,7 +21,7 @@ from mrcnn_cli.data.annotations import ImageRecord
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.image import Normalization, normalize
 from mrcnn_cli.data.keypoints import KeypointsConfig
-from mrcnn_cli.data.transforms import Augment, Resize, inference, training
+from mrcnn_cli.data.transforms import Augment, Resize, inference, resized_proposals, training
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.structures import ImageBatch, Targets
 
@@ -34,6 +34,7 @@ class SplitConfig(Config):
     images: Path | None = None
     annotations: Path | None = None  # of objects, or in the panoptic format with its PNG files in a folder beside it
     semantic: Path | None = None  # for a file of objects: a folder of label maps, 0 things, 1.. `stuff`, 255 neither
+    proposals: Path | None = None  # a file of them, for models that do not find their own (see docs/proposals.md)
 
     @model_validator(mode="after")
     def _check(self) -> "SplitConfig":
@@ -42,6 +43,8 @@ class SplitConfig(Config):
             raise ValueError(f"has {given} but no {missing}: give both or neither")
         if self.semantic is not None and self.images is None:
             raise ValueError("has semantic maps but no images: give images and annotations too")
+        if self.proposals is not None and self.images is None:
+            raise ValueError("has proposals but no images and annotations: give them too")
         return self
 
 
@@ -120,15 +123,29 @@ def evaluation_batches(
     def batch(number: int) -> tuple[ImageBatch, list[ImageRecord]]:
         indices = range(number * batch_size, min((number + 1) * batch_size, len(dataset)))
         images = [dataset.read_image(index) for index in indices]
-        return images_batch(images, config), [dataset.images[index] for index in indices]
+        proposals = None if dataset.proposals is None else [dataset.proposals[index] for index in indices]
+        return images_batch(images, config, proposals), [dataset.images[index] for index in indices]
 
     return in_workers(batch, range(-(-len(dataset) // batch_size)), config.workers)
 
 
-def images_batch(images: Sequence[np.ndarray], config: DataConfig) -> ImageBatch:
-    """Pictures [H, W, 3] as one batch, as the network sees them outside of training."""
+def images_batch(
+    images: Sequence[np.ndarray], config: DataConfig, proposals: Sequence[np.ndarray] | None = None
+) -> ImageBatch:
+    """Pictures [H, W, 3] as one batch, as the network sees them outside of training.
+
+    Args:
+        images: of any sizes.
+        config: how they are normalised and resized.
+        proposals: per picture [P_i, 4] in its pixels, for a model that does not find its own.
+    """
     resized = [inference(normalize(image, config.normalize), config.resize) for image in images]
-    return ImageBatch.collate(resized, [(image.shape[0], image.shape[1]) for image in images], config.size_divisor)
+    originals = [(image.shape[0], image.shape[1]) for image in images]
+    batch = ImageBatch.collate(resized, originals, config.size_divisor)
+    if proposals is None:
+        return batch
+    given = zip(proposals, originals, batch.sizes, strict=True)
+    return replace(batch, proposals=[resized_proposals(boxes, original, size) for boxes, original, size in given])
 
 
 @lru_cache(maxsize=2)

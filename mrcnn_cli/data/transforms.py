@@ -253,9 +253,8 @@ def _targets(
     size: Size,
     mirror: np.ndarray | None,
 ) -> Targets:
-    corners = boxes.reshape(-1, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
     limits = np.array([size[1], size[0]], np.float64)
-    moved = np.concatenate([corners.min(1).clip(0, limits), corners.max(1).clip(0, limits)], 1).astype(np.float32)
+    moved = _moved_boxes(boxes, matrix, size)
     objects = (kept & ~annotations.crowds).nonzero()[0]
     masks = None
     if annotations.segmentations is not None:
@@ -271,6 +270,7 @@ def _targets(
         semantic=None if annotations.semantic is None else _moved_labels(annotations.semantic, matrix, size),
         image_id=annotations.image_id,
         keypoints=keypoints,
+        proposals=None if annotations.proposals is None else _shown(_moved_boxes(annotations.proposals, matrix, size)),
     )
 
 
@@ -294,3 +294,20 @@ def _moved_labels(labels: np.ndarray, matrix: np.ndarray, size: Size) -> Tensor:
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     places = (y.clip(0, height - 1) * width + x.clip(0, width - 1)).astype(np.int64)
     return torch.from_numpy(np.where(inside, labels.reshape(-1)[places], np.uint8(IGNORED)))
+
+
+def resized_proposals(boxes: np.ndarray, picture: Size, size: Size) -> Tensor:
+    """Proposals [P, 4] of a picture of one size in pixels of it at another size; those without area left out."""
+    return _shown(_moved_boxes(boxes, np.array([[size[1] / picture[1], 0, 0], [0, size[0] / picture[0], 0]]), size))
+
+
+def _moved_boxes(boxes: np.ndarray, matrix: np.ndarray, size: Size) -> np.ndarray:
+    """Boxes [G, 4] float32 where the matrix [2, 3] puts them, clipped to the size."""
+    corners = boxes.reshape(-1, 2, 2) @ matrix[:, :2].T + matrix[:, 2]
+    limits = np.array([size[1], size[0]], np.float64)
+    return np.concatenate([corners.min(1).clip(0, limits), corners.max(1).clip(0, limits)], 1).astype(np.float32)
+
+
+def _shown(boxes: np.ndarray) -> Tensor:
+    """Those with an area."""
+    return torch.from_numpy(boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)])

@@ -93,6 +93,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return found, about
 
 
+def read_pickle(path: Path) -> Any:
+    """What a pickle of arrays and plain containers holds.
+
+    Raises:
+        UserError: no such file, damaged, or wanting to run code.
+    """
+    try:
+        return _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except _Refused as error:
+        raise UserError(
+            f"{path}: refused: this pickle wants {error}, which could run code on your machine; arrays and plain "
+            "containers are all that it may hold - save it again as such where you trust the file"
+        ) from None
+    except Exception as error:  # a damaged file makes the decoder raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged, or no pickle ({reason})") from None
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         if zipfile.is_zipfile(path):
