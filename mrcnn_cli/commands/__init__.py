@@ -9,6 +9,7 @@ COMMANDS = {
     "train": "mrcnn_cli.commands.train",
     "evaluate": "mrcnn_cli.commands.evaluate",
     "predict": "mrcnn_cli.commands.predict",
+    "proposals": "mrcnn_cli.commands.proposals",
     "data": "mrcnn_cli.commands.data",
     "config": "mrcnn_cli.commands.config",
     "doctor": "mrcnn_cli.commands.doctor",

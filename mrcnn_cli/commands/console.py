@@ -306,7 +306,13 @@ def _cell(value: Any) -> Text:
 
 
 def metrics_tables(metrics: dict[str, Any]) -> None:
-    """COCO's metrics of `evaluation.coco.evaluate`: of boxes, masks and keypoints; per class if there are several."""
+    """COCO's metrics of `evaluation.coco.evaluate`: of boxes, masks and keypoints; per class if there are several.
+
+    Or the average recall of `evaluation.proposals`.
+    """
+    if "proposal_ar1000" in metrics:
+        recall_table(metrics)
+        return
     kinds = [kind for kind in ("box", "mask", "keypoint") if f"{kind}_ap" in metrics]
     # Which recall there is depends on how many detections count: ar100, of keypoints ar20, unless the recipe says
     # otherwise.
@@ -347,6 +353,14 @@ def _panoptic_table(metrics: dict[str, Any]) -> None:
     columns = {"PQ": "pq", "SQ": "sq", "RQ": "rq", "classes": "pq_categories"}
     rows = [[name, *(metrics[f"{key}{end}"] for key in columns.values())] for name, end in groups.items()]
     table("Panoptic quality", ["", *columns], rows)
+
+
+def recall_table(metrics: dict[str, Any]) -> None:
+    """The metrics of `evaluation.proposals`."""
+    columns = {"AR": "", "AR small": "_small", "AR medium": "_medium", "AR large": "_large"}
+    counts = f"{metrics['images']:,} images, {metrics['objects']:,} objects, {metrics['proposals']:,} proposals"
+    rows = [[n, *(metrics[f"proposal_ar{n}{area}"] for area in columns.values())] for n in (100, 1000)]
+    table(f"Average recall: {counts}", ["proposals per image", *columns], rows)
 
 
 def duration(seconds: float) -> str:

@@ -83,14 +83,14 @@ def command(
     if data is not None and pair:
         raise click.UsageError("--data is given twice: once with an annotation file, once without")
 
-    from mrcnn_cli.data.coco import Dataset
     from mrcnn_cli.data.dataset_file import evaluation_split, read_dataset_file
+    from mrcnn_cli.data.loader import SplitConfig
     from mrcnn_cli.engine.checkpoint import load
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.panoptic import PanopticFiles
-    from mrcnn_cli.engine.run import choose_device, latest_run, wanted_keypoints
+    from mrcnn_cli.engine.run import choose_device, latest_run, read_split, wanted_keypoints
 
     prepared = evaluation_split(read_dataset_file(data), split) if data is not None else None
     keep_freed_memory()
@@ -103,14 +103,15 @@ def command(
         )
     if out is not None:
         make_folder(out)  # before the work, not after it
-    keypoints = wanted_keypoints(checkpoint.config)
-    dataset = Dataset.read(
-        images,
-        annotations,
-        classes=checkpoint.classes,
-        keypoints=keypoints,
-        stuff=checkpoint.stuff_classes,
+    config = checkpoint.config
+    evaluated = SplitConfig(
+        images=images,
+        annotations=annotations,
+        proposals=config.data.val.proposals,
         semantic=None if pair else chosen.semantic,
+    )
+    dataset = read_split(
+        config, evaluated, checkpoint.classes, wanted_keypoints(config), checkpoint.stuff_classes, name="val"
     )
     for warning in dataset.warnings:
         say_warning(warning)

@@ -54,6 +54,13 @@ class Row(NamedTuple):
     show_default="the recipe's predict.score_threshold",
     help="Leave out what is less certain.",
 )
+@click.option(
+    "--proposals",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    show_default="the model finds its own",
+    help="Proposals for the pictures, found by their names; for Fast R-CNN.",
+)
 @set_option("predict.score_threshold=0.7")
 @device_option
 @json_option
@@ -62,6 +69,7 @@ def command(
     weights: str | None,
     out: Path,
     score: float | None,
+    proposals: Path | None,
     assignments: tuple[str, ...],
     device: str,
     as_json: bool,
@@ -71,6 +79,7 @@ def command(
     IMAGES are files, folders (with what is below them) and patterns such as 'scans/*.png'.
     """
     from mrcnn_cli.engine.checkpoint import load
+    from mrcnn_cli.engine.foreign.proposals import read_any_proposals
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.predict import find_images, predict_files
     from mrcnn_cli.engine.run import choose_device, latest_run
@@ -80,6 +89,7 @@ def command(
     checkpoint = load(weights or latest_run(), choose_device(device), assignments)
     newest = "" if weights else " of the newest run"
     say(f"weights  {shown_path(checkpoint.path)}{newest} (step {checkpoint.step}, {len(checkpoint.classes)} classes)")
+    given = read_any_proposals(proposals) if proposals is not None else None
     failures: dict[Path, str] = {}
 
     def failed(file: Path, error: UserError) -> None:
@@ -88,7 +98,7 @@ def command(
 
     rows: list[Row] = []  # not the detections: those of a thousand pictures would fill the memory
     with Counter("predicting", len(files)) as counter:
-        for prediction in predict_files(checkpoint, files, out, score, failed):
+        for prediction in predict_files(checkpoint, files, out, score, failed, given):
             labels = Tally(prediction.detections.labels.tolist())
             counts = Tally({checkpoint.classes[label]: labels[label] for label in sorted(labels)})
             rows.append(Row(prediction.path, prediction.overlay, counts))

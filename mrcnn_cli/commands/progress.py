@@ -175,4 +175,6 @@ def brief_metrics(metrics: dict[str, Any]) -> str:
             parts.append(f"{kind} AP {metrics[f'{kind}_ap']:.3f}, AP50 {metrics[f'{kind}_ap50']:.3f}")
     if metrics.get("pq") is not None:
         parts.append(f"PQ {metrics['pq']:.3f}")
+    if metrics.get("proposal_ar1000") is not None:
+        parts.append(f"proposals AR100 {metrics['proposal_ar100']:.3f}, AR1000 {metrics['proposal_ar1000']:.3f}")
     return "  ".join(parts) or "no objects to evaluate on"

@@ -115,6 +115,12 @@ class Annotations(Sequence[ImageAnnotations]):
             self._continuous(self.keypoints[start:end]) if self.keypoints.shape[1] else None,
         )
 
+    def boxes_and_areas(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes [G, 4] x1, y1, x2, y2 float64 as the file has them, and areas [G], of one image; crowds left out."""
+        part = slice(int(self.first[index]), int(self.first[index + 1]))
+        boxes, areas = (values[part][~self.crowds[part]] for values in (self.bboxes, self.areas))
+        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), areas
+
     def segmentation(self, a: int, record: ImageRecord) -> Any:
         """Object `a` of the whole set as in COCO; `record` is its image."""
         start, end = self._encodings[a]

@@ -1,6 +1,5 @@
 """Data sets in COCO's format (https://cocodataset.org/#format-data), checked and repaired as they are read."""
 
-import copy
 import gc
 import json
 import os
@@ -19,7 +18,7 @@ from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.data.panoptic import LabelMaps, PanopticMaps, is_panoptic
-from mrcnn_cli.data.proposals import MatchedProposals, Proposals
+from mrcnn_cli.data.proposals import MatchedProposals
 from mrcnn_cli.data.shape_faults import box_fault, finite, polygon_fault, read_runs, whole
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import compressed
@@ -55,7 +54,7 @@ class Dataset:
         keypoints: what the objects' keypoints are; None where there are none, or they were not asked for.
         names_keypoints: whether the file names keypoints.
         maps: what each pixel is, beside the objects; None where the data has no stuff.
-        proposals: per image [P_i, 4], best first, where they were given; see `give_proposals`.
+        proposals: per image [P_i, 4], best first, where they were given.
     """
 
     def __init__(
@@ -168,21 +167,6 @@ class Dataset:
             raise UserError(self._wrong_size(record, image.shape[0], image.shape[1]))
         return image
 
-    def give_proposals(self, proposals: Proposals) -> None:
-        """Proposals for each image, from a file that may hold those of other images too.
-
-        Raises:
-            UserError: an image has none, or is another one than the proposals were made for.
-        """
-        self.proposals = proposals.matched(self.images, self.source)
-
-    def boxes_and_areas(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes [G, 4] x1, y1, x2, y2 float64 as the file has them, and areas [G], of one image; crowds left out."""
-        store = self.annotations
-        part = slice(int(store.first[index]), int(store.first[index + 1]))
-        boxes, areas = (values[part][~store.crowds[part]] for values in (store.bboxes, store.areas))
-        return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), areas
-
     def boxes_by_image(self) -> Iterator[tuple[ImageRecord, np.ndarray]]:
         """Each image with the boxes [G, 4] of its objects, crowds left out, in pixels of the picture."""
         store = self.annotations
@@ -200,13 +184,6 @@ class Dataset:
             raise UserError(
                 f"{self.source}: no image has an object to learn from{left_out}; add annotations (crowds do not count)"
             )
-
-    def without_classes(self) -> "Dataset":
-        """The same images and objects, all of the one class "object"."""
-        merged, annotations = copy.copy(self), copy.copy(self.annotations)
-        annotations.labels = np.zeros_like(annotations.labels)
-        merged.annotations, merged.classes, merged.category_ids = annotations, ("object",), (1,)
-        return merged
 
     def coco(self) -> dict[str, Any]:
         """The data set after all repairs as a COCO file's content: the truth for evaluation, crowds included.

@@ -9,10 +9,11 @@ from torch import nn
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import evaluation_batches
 from mrcnn_cli.engine.panoptic import PanopticFiles
-from mrcnn_cli.engine.run import RunConfig, has_head
+from mrcnn_cli.engine.run import RunConfig, finds_classes, has_head
 from mrcnn_cli.evaluation import coco
 from mrcnn_cli.evaluation.keypoints import keypoint_sigmas
 from mrcnn_cli.evaluation.panoptic import PanopticQuality, segments_info
+from mrcnn_cli.evaluation.proposals import AverageRecall
 from mrcnn_cli.structures import Detections, ImageBatch
 
 Progress = Callable[[int, int], None]
@@ -41,18 +42,23 @@ def evaluate(
 
     Returns:
         Metrics (`box_ap`, `box_ap50`, `mask_ap`, `keypoint_ap`, ..., 0..1), None when stopped; and COCO results. Of a
-        panoptic model on panoptic data also `pq` and the others of `PanopticQuality`.
+        panoptic model on panoptic data also `pq` and the others of `PanopticQuality`; of a region proposal network
+        alone average recall (`proposal_ar1000`, ...), and no results.
     """
     results: list[dict[str, Any]] = []
     quality = PanopticQuality(dataset.categories)
+    recall = None if finds_classes(config) else AverageRecall()
     was_training = model.training
     model.eval()
     try:
         done = 0
         for images, records in evaluation_batches(dataset, config.data, batch_size=config.evaluate.batch_size):
             for record, found in zip(records, predict_batch(model, images, device), strict=True):
-                offset = config.data.keypoints.offset
-                results += coco.results(found, record.id, dataset.category_ids, record.file_name, offset)
+                if recall is None:
+                    offset = config.data.keypoints.offset
+                    results += coco.results(found, record.id, dataset.category_ids, record.file_name, offset)
+                else:
+                    recall.add(found.boxes.numpy(), *dataset.annotations.boxes_and_areas(done))
                 _count(quality, dataset, done, found)
                 if segments is not None and found.segments is not None:
                     segments.add(found.segments, record.id, record.file_name, f"{record.id:012}.png")
@@ -62,6 +68,8 @@ def evaluate(
                 return None, results
     finally:
         model.train(was_training)
+    if recall is not None:
+        return recall.metrics(), results
     names = dataset.keypoints.names if dataset.keypoints is not None and has_head(config, "keypoint_head") else None
     metrics = coco.evaluate(
         dataset.coco(),

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mrcnn_cli.engine import predict as prediction
 from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import Checkpoint
@@ -48,15 +50,21 @@ def load(path: str | Path, device: str = "auto") -> Checkpoint:
     return load_checkpoint(path, choose_device(device))
 
 
-def predict(model: Checkpoint, images: Iterable[Any], score_threshold: float | None = None) -> list[Detections]:
+def predict(
+    model: Checkpoint,
+    images: Iterable[Any],
+    score_threshold: float | None = None,
+    proposals: Iterable[np.ndarray] | None = None,
+) -> list[Detections]:
     """What is in each picture, best first, in its own pixels.
 
     Args:
         model: from `load`.
         images: paths, arrays [H, W, 3] or [H, W] uint8, or PIL images.
         score_threshold: lowest score; None: the recipe's predict.score_threshold.
+        proposals: per picture [P_i, 4] x1, y1, x2, y2 in its pixels, best first, for Fast R-CNN.
 
     Raises:
         UserError: a path that is no readable image, an array that is none.
     """
-    return prediction.predict(model, images, score_threshold)
+    return prediction.predict(model, images, score_threshold, proposals)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_cli.data.annotations import ImageRecord
 from mrcnn_cli.data.image import SUFFIXES, normalize, read_image
 from mrcnn_cli.data.loader import images_batch
+from mrcnn_cli.data.proposals import Proposals
 from mrcnn_cli.engine.checkpoint import Checkpoint
 from mrcnn_cli.engine.evaluate import predict_batch
 from mrcnn_cli.engine.files import make_folder, write_bytes
@@ -59,19 +61,30 @@ def find_images(sources: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-def predict(checkpoint: Checkpoint, images: Iterable[Any], score_threshold: float | None = None) -> list[Detections]:
+def predict(
+    checkpoint: Checkpoint,
+    images: Iterable[Any],
+    score_threshold: float | None = None,
+    proposals: Iterable[np.ndarray] | None = None,
+) -> list[Detections]:
     """What is in each picture, best first, in its own pixels.
 
     Args:
         checkpoint: from `load`.
         images: paths, arrays [H, W, 3] or [H, W] uint8, or PIL images.
         score_threshold: lowest score; None: the recipe's predict.score_threshold.
+        proposals: per picture [P_i, 4] x1, y1, x2, y2 in its pixels, best first, for Fast R-CNN.
     """
+    check_proposals(checkpoint, proposals is not None)
     threshold = checkpoint.config.predict.score_threshold if score_threshold is None else score_threshold
+    pictures = list(images)
+    given: list[np.ndarray | None] = [None] * len(pictures) if proposals is None else list(proposals)
+    if len(given) != len(pictures):
+        raise UserError(f"proposals of {len(given)} pictures were given for {len(pictures)}: give one array for each")
     results = []
-    for image in images:
+    for image, boxes in zip(pictures, given, strict=True):
         array = read_image(image) if isinstance(image, str | Path) else as_array(image)
-        results.append(_detect(checkpoint, array).above(threshold))
+        results.append(_detect(checkpoint, array, boxes).above(threshold))
     return results
 
 
@@ -81,6 +94,7 @@ def predict_files(
     out: Path,
     score_threshold: float | None = None,
     on_unreadable: Callable[[Path, UserError], None] | None = None,
+    proposals: Proposals | None = None,
 ) -> Iterator[Prediction]:
     """Predict each file; writes its overlay below `out`, and at the end out/predictions.json and out/overview.png.
 
@@ -95,10 +109,14 @@ def predict_files(
         out: the folder to write to.
         score_threshold: lowest score; None: the recipe's predict.score_threshold.
         on_unreadable: told of each file that is no image, which is then left out; None: the first one ends it all.
+        proposals: of all files, found by their names, for Fast R-CNN.
 
     Raises:
-        UserError: a file that is no image; a folder that cannot be written.
+        UserError: a file that is no image; a folder that cannot be written; proposals that are missing or not needed.
     """
+    check_proposals(checkpoint, proposals is not None)
+    records = [ImageRecord(-1, str(file), 0, 0, Path()) for file in files]
+    given = None if proposals is None else proposals.matched(records)
     config = checkpoint.config
     threshold = config.predict.score_threshold if score_threshold is None else score_threshold
     points = config.data.keypoints
@@ -120,7 +138,7 @@ def predict_files(
                     raise
                 on_unreadable(file, error)
                 continue
-            found = _detect(checkpoint, image).above(threshold)
+            found = _detect(checkpoint, image, None if given is None else given[number - 1]).above(threshold)
             make_folder(overlay.parent)
             # People should see what the network sees: a dim microscope image is drawn as it was stretched.
             shown = normalize(image, config.data.normalize)
@@ -143,6 +161,22 @@ def predict_files(
             canvas.save(contact_sheet(pictures), out / "overview.png")
 
 
+def check_proposals(checkpoint: Checkpoint, given: bool) -> None:
+    """Nothing, where proposals are given to a model that needs some, or not given to one that finds its own.
+
+    Raises:
+        UserError: otherwise.
+    """
+    name = checkpoint.config.model.name
+    if name == "fast_rcnn" and not given:
+        raise UserError(
+            f"{checkpoint.path}: {name} finds no proposals of its own; make them with 'mrcnn proposals IMAGES' and a "
+            "model that does, and give --proposals FILE"
+        )
+    if given and name != "fast_rcnn":
+        raise UserError(f"{checkpoint.path}: {name} finds its own proposals; leave --proposals out")
+
+
 def as_array(image: Any) -> np.ndarray:
     """[H, W, 3] of an array or a PIL image.
 
@@ -159,8 +193,8 @@ def as_array(image: Any) -> np.ndarray:
     return array
 
 
-def _detect(checkpoint: Checkpoint, image: np.ndarray) -> Detections:
-    batch = images_batch([image], checkpoint.config.data)
+def _detect(checkpoint: Checkpoint, image: np.ndarray, proposals: np.ndarray | None = None) -> Detections:
+    batch = images_batch([image], checkpoint.config.data, None if proposals is None else [proposals])
     return predict_batch(checkpoint.model, batch, checkpoint.device)[0]
 
 

@@ -5,11 +5,12 @@ import importlib.util
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -137,25 +138,11 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         split, val_split = sample_split("train"), sample_split("val")
     if split.images is None or split.annotations is None:
         raise UserError("data.train: there are validation images but no training images; give --train DIR ANNOTATIONS")
-    train = Dataset.read(
-        split.images,
-        split.annotations,
-        classes=config.data.classes,
-        keypoints=wanted_keypoints(config),
-        stuff=config.data.stuff,
-        semantic=split.semantic,
-    )
+    train = read_split(config, split, config.data.classes, wanted_keypoints(config), config.data.stuff)
     train.check_trainable()
     val = None
     if val_split.images is not None and val_split.annotations is not None:
-        val = Dataset.read(
-            val_split.images,
-            val_split.annotations,
-            classes=train.classes,
-            keypoints=train.keypoints,
-            stuff=train.stuff,
-            semantic=val_split.semantic,
-        )
+        val = read_split(config, val_split, train.classes, train.keypoints, train.stuff, name="val")
     _check_heads(config, train, val)
     if config.model.num_classes not in (None, len(train.classes)):
         raise UserError(
@@ -184,6 +171,66 @@ def _check_stuff(num_stuff: int | None, train: Dataset) -> None:
             f"model.num_stuff = {num_stuff}, but {train.source} has {len(train.stuff)} classes of stuff "
             f"({', '.join(train.stuff[:5])}{', ...' if len(train.stuff) > 5 else ''}); leave the key out"
         )
+
+
+def read_split(
+    config: RunConfig,
+    split: SplitConfig,
+    classes: Sequence[str] | None,
+    keypoints: KeypointsConfig | None,
+    stuff: Sequence[str] | None,
+    *,
+    name: str = "train",
+) -> Dataset:
+    """A split as this run's model sees it: of these classes, or of one where the model knows none; with its proposals.
+
+    Args:
+        config: the run.
+        split: with images and annotations.
+        classes: in label order; None: the file's.
+        keypoints: what is known of them; None: they are passed over.
+        stuff: classes of stuff in label order; None: the file's.
+        name: of the split, for errors.
+
+    Raises:
+        UserError: as `Dataset.read`; proposals that are missing, not needed, or of other images.
+    """
+    assert split.images is not None
+    assert split.annotations is not None
+    given, needed = split.proposals is not None, config.model.name == "fast_rcnn"
+    if needed and not given:
+        raise UserError(
+            f"data.{name}.proposals: is missing, and {config.model.name} finds none of its own; make them with 'mrcnn "
+            f"proposals --data {split.images} {split.annotations}' and give --set data.{name}.proposals=FILE"
+        )
+    if given and not needed:
+        raise UserError(
+            f"data.{name}.proposals: {config.model.name} finds its own proposals; leave the key out or take a recipe "
+            "of fast_rcnn"
+        )
+    if finds_classes(config):
+        dataset = Dataset.read(
+            split.images,
+            split.annotations,
+            classes=classes,
+            keypoints=keypoints,
+            stuff=stuff,
+            semantic=split.semantic,
+        )
+    else:
+        dataset = Dataset.read(split.images, split.annotations)
+        dataset.classes, dataset.category_ids = ("object",), (1,)
+        dataset.annotations.labels = np.zeros_like(dataset.annotations.labels)
+    if split.proposals is not None:
+        from mrcnn_cli.engine.foreign.proposals import read_any_proposals  # what reads other systems needs this module
+
+        dataset.proposals = read_any_proposals(split.proposals).matched(dataset.images, split.annotations)
+    return dataset
+
+
+def finds_classes(config: RunConfig) -> bool:
+    """Whether the model of this run tells classes apart; a region proposal network alone does not."""
+    return config.model.name != "proposal_network"
 
 
 def new_folder(recipe: str, out: Path | None = None) -> Path:
@@ -308,9 +355,8 @@ def _device(device: torch.device | str) -> torch.device:
 def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: SplitConfig) -> RunConfig:
     """With everything filled in that was taken from the data, so that the recipe stands for itself."""
     model = config.model.model_copy(update={"num_classes": len(train.classes)})
-    data = config.data.model_copy(
-        update={"classes": train.classes, "train": _absolute(split), "val": _absolute(val_split)}
-    )
+    classes = train.classes if finds_classes(config) else config.data.classes
+    data = config.data.model_copy(update={"classes": classes, "train": _absolute(split), "val": _absolute(val_split)})
     if has_head(config, "semantic_head") and train.stuff is not None:
         model = model.model_copy(update={"num_stuff": len(train.stuff)})
         data = data.model_copy(update={"stuff": train.stuff})
@@ -327,12 +373,14 @@ def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: 
 def _absolute(split: SplitConfig) -> SplitConfig:
     if split.images is None or split.annotations is None:
         return split
-    given = {key: getattr(split, key) for key in ("images", "annotations", "semantic")}
+    given = {key: getattr(split, key) for key in ("images", "annotations", "semantic", "proposals")}
     return split.model_copy(update={key: path.resolve() for key, path in given.items() if path is not None})
 
 
 def _anchor_warnings(config: RunConfig, train: Dataset) -> list[str]:
     """Says so where many objects are far from every anchor's size, as the network would see them."""
+    if config.model.name == "fast_rcnn":
+        return []
     sizes = torch.tensor([size for level in config.model.anchors.sizes for size in level])
     sides = torch.cat(
         [

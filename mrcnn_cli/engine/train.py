@@ -220,8 +220,12 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
 
 
 def _score(metrics: dict[str, Any]) -> float:
-    """What the best weights are best in: panoptic quality, AP of keypoints, masks or boxes, the first that there is."""
-    score = next((metrics[key] for key in ("pq", "keypoint_ap", "mask_ap", "box_ap") if key in metrics), None)
+    """What the best weights are best in: panoptic quality, AP of keypoints, masks or boxes, the first that there is.
+
+    Of a region proposal network alone: recall.
+    """
+    keys = ("pq", "keypoint_ap", "mask_ap", "box_ap", "proposal_ar1000")
+    score = next((metrics[key] for key in keys if key in metrics), None)
     return -math.inf if score is None else score
 
 

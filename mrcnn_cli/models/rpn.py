@@ -139,6 +139,12 @@ class RPN(nn.Module):
 
     def proposals(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n."""
+        return self.ranked(logits, deltas, sizes)[0]
+
+    def ranked(
+        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[Size]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The proposals of each image and their logits [P_i]."""
         config, anchors = self.config, self.anchors_config
         boxes, scores = rpn_proposals(
             logits,
@@ -156,8 +162,10 @@ class RPN(nn.Module):
             offset=anchors.offset,
         )
         if config.score_threshold > 0:
-            boxes = [b[s.sigmoid() >= config.score_threshold] for b, s in zip(boxes, scores, strict=True)]
-        return boxes
+            keep = [s.sigmoid() >= config.score_threshold for s in scores]
+            boxes = [b[k] for b, k in zip(boxes, keep, strict=True)]
+            scores = [s[k] for s, k in zip(scores, keep, strict=True)]
+        return boxes, scores
 
 
 def anchor_strides(config: AnchorsConfig, maps: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[int, int]]:

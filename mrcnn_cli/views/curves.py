@@ -31,6 +31,7 @@ PRECISIONS = {
     for kind in ("mask", "box", "keypoint")
     for key, name in (("ap", "AP"), ("ap50", "AP50"))
 } | {"pq": "PQ"}
+RECALLS = {"proposal_ar1000": "AR of 1000", "proposal_ar100": "AR of 100"}  # of region proposal networks alone
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def loss_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
 
     Args:
         rows: of `metrics.jsonl`: {"kind": "train", "step", "loss", "loss_...": ...} and {"kind": "evaluation", "step",
-            "mask_ap", "mask_ap50", "box_ap", "box_ap50", "keypoint_ap", "keypoint_ap50"}; any of the values may be
-            absent, None or not finite. Of rows of one kind and step, as a resumed run leaves them, the last counts.
+            "mask_ap", "mask_ap50", "box_ap", "box_ap50", "keypoint_ap", "keypoint_ap50"} or, of proposals,
+            {..., "proposal_ar1000", "proposal_ar100"}; any of the values may be absent, None or not finite. Of rows of
+            one kind and step, as a resumed run leaves them, the last counts.
         path: a .png; replaced whole or not at all.
 
     Raises:
@@ -66,9 +68,11 @@ def loss_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
         curves, broken = _losses(training)
         panels.append(_panel("Loss", "smoothed; grey: the total of each step", curves, end, _top(curves), broken))
     if evaluations:
-        curves = _precisions(evaluations)
+        title, curves = "Average precision", _averages(evaluations, PRECISIONS)
+        if any(key in row for key in RECALLS for row in evaluations):
+            title, curves = "Average recall", _averages(evaluations, RECALLS)
         top = min(max(_top(curves), 0.1), 1.0)
-        panels.append(_panel("Average precision", "on the validation set", curves, end, top))
+        panels.append(_panel(title, "on the validation set", curves, end, top))
     picture = Image.new("RGB", (PANEL[0] * len(panels), PANEL[1]), canvas.PAPER)
     for column, panel in enumerate(panels):
         picture.paste(panel, (column * PANEL[0], 0))
@@ -102,10 +106,10 @@ def _losses(rows: Sequence[dict[str, Any]]) -> tuple[list[_Curve], np.ndarray]:
     return curves, broken
 
 
-def _precisions(rows: Sequence[dict[str, Any]]) -> list[_Curve]:
+def _averages(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> list[_Curve]:
     steps = np.array([row["step"] for row in rows], dtype=np.float64)
     curves: list[_Curve] = []
-    for key, name in PRECISIONS.items():
+    for key, name in names.items():
         values = _series(rows, key)
         if np.isfinite(values).any():
             curves.append(_Curve(name, steps, values, HUES[len(curves) % len(HUES)], width=2.6, dots=True))

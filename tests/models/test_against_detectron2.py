@@ -67,7 +67,12 @@ def case(request):
 @pytest.mark.parametrize("index", IMAGES)
 def test_pixels_features_and_proposals_are_detectron2s(case, index):
     reference, model, tolerances = case
-    images, tolerance = reference.images(index), tolerances.get("features", FEATURES)
+    check_proposals(reference, model, index, tolerances.get("features", FEATURES))
+
+
+def check_proposals(reference, model, index, tolerance=FEATURES):
+    """Of one image, and everything before them."""
+    images = reference.images(index)
     with torch.inference_mode():
         pixels = model.preprocess(images)
         reference.check(f"img{index}/input", pixels, 1e-5)
@@ -159,12 +164,12 @@ def test_losses_and_gradients_are_detectron2s(case, monkeypatch):
     check_losses_and_gradients(reference, model)
 
 
-def check_losses_and_gradients(reference, model):
+def check_losses_and_gradients(reference, model, truth=None):
     """Of image 0; the model comes back in evaluation mode."""
     record = reference.record
     model.train()
     try:
-        losses = model(reference.images(0), [target(reference.num_classes)])
+        losses = model(reference.images(0), [target(reference.num_classes) if truth is None else truth])
         expected = dict(zip(record["train/loss/names"], record["train/loss/values"], strict=True))
         assert {LOSSES[name] for name in expected} == set(losses)
         for name, value in expected.items():
