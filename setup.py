@@ -221,6 +221,6 @@ class BuildPackage(build_py):
 
 setup(
     ext_modules=[operators(), python_module()],
-    package_data={"mrcnn_cli": ["py.typed", "_C.pyi", "data/sample/**/*"]},
+    package_data={"mrcnn_cli": ["py.typed", "_C.pyi", "data/sample/**/*", "views/gallery.*"]},
     cmdclass={"build": BuildFresh, "build_ext": BuildKernels, "build_py": BuildPackage},
 )

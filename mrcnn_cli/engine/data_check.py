@@ -92,6 +92,19 @@ def find_source(data: Path | None, images: Sequence[Path] = (), annotations: Seq
     return Source(next(iter(splits)), splits)
 
 
+def only(source: Source, split: str | None) -> Source:
+    """The same with one split; all where none is named.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split is None:
+        return source
+    if split not in source.splits:
+        raise UserError(f"{source.name}: has no split '{split}', only {', '.join(source.splits)}; name one of them")
+    return Source(source.name, {split: source.splits[split]})
+
+
 def check(
     source: Source,
     config: RunConfig | None = None,
