@@ -135,7 +135,7 @@ def crossing(polygons: Polygons) -> np.ndarray:
         for one, other in overlapping(of, np.minimum(a, b)[:, 0], np.maximum(a, b)[:, 0]):
             apart = np.abs(place[one] - place[other])
             apart = np.minimum(apart, counts[of[one]] - apart) > 1  # neighbours share a point
-            level = np.minimum(np.maximum(a, b)[one, 1], np.maximum(a, b)[other, 1]) > np.maximum(
+            level = np.minimum(np.maximum(a, b)[one, 1], np.maximum(a, b)[other, 1]) >= np.maximum(
                 np.minimum(a, b)[one, 1], np.minimum(a, b)[other, 1]
             )
             one, other = one[apart & level], other[apart & level]
