@@ -4,7 +4,7 @@ Everything is measured as the network sees it: pictures resized as the recipe sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from mrcnn_cli.data.check.geometry import corners
 from mrcnn_cli.data.check.tables import Table
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.models import build_model
+from mrcnn_cli.models.retinanet import RetinaHead
 from mrcnn_cli.models.rpn import RPN
 from mrcnn_cli.ops import grid_anchors
 
@@ -22,16 +23,31 @@ BLOCK = 2**16  # objects compared with all anchors at once
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
-    """The anchors of one level of the pyramid.
+class Anchors:
+    """The anchors of a model, and which overlaps its matching asks for.
 
     Attributes:
-        base: [A, 4] corners of those of cell 0, 0.
-        stride: pixels of the network's input from cell to cell.
+        sizes: square roots of their areas, per level, finest first.
+        ratios: height / width.
+        strides: pixels of the network's input from cell to cell, per level.
+        rounded, offset: as in `ops.grid_anchors`.
+        positive_iou: from which on an anchor stands for an object.
+        negative_iou: below which it is background.
     """
 
-    base: np.ndarray
-    stride: float
+    sizes: tuple[tuple[float, ...], ...]
+    ratios: tuple[float, ...]
+    strides: tuple[float, ...]
+    rounded: bool
+    offset: float
+    positive_iou: float
+    negative_iou: float
+
+    def base(self, level: int) -> np.ndarray:
+        """[A, 4] corners of those of cell 0, 0."""
+        return grid_anchors(
+            self.sizes[level], self.ratios, (1, 1), self.strides[level], rounded=self.rounded, offset=self.offset
+        ).numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +81,11 @@ class Fit:
     """How well anchors fit.
 
     Attributes:
-        sizes: of the anchors, per level; `ratios` height / width.
+        sizes, ratios: of the anchors.
         recall_50: share of the objects that an anchor overlaps by 0.5 or more.
-        recall: the same with the recipe's model.rpn.positive_iou.
+        recall: the same with the anchors' positive_iou.
         mean_iou: of each object with its best anchor.
-        unmatched: share of the objects whose best anchor overlaps less than model.rpn.negative_iou.
+        unmatched: share of the objects whose best anchor overlaps them by less than negative_iou.
     """
 
     sizes: tuple[tuple[float, ...], ...]
@@ -80,11 +96,22 @@ class Fit:
     unmatched: float
 
 
-def levels_of(config: RunConfig) -> list[Level] | None:
-    """The anchors of a recipe's model, finest first; None for a model without any."""
-    strides = _strides(config)
-    return (
-        None if strides is None else _levels(config, config.model.anchors.sizes, config.model.anchors.ratios, strides)
+def anchors_of(config: RunConfig) -> Anchors | None:
+    """The anchors of a recipe's model; None for a model without any."""
+    with torch.random.fork_rng(devices=[]):  # building one draws weights
+        model = build_model(config.model, 1)
+    head = next((part for part in model.modules() if isinstance(part, RPN | RetinaHead)), None)
+    if head is None:
+        return None
+    given, matching = head.anchors_config, head.config
+    return Anchors(
+        given.sizes,
+        given.ratios,
+        head.strides,
+        given.rounded,
+        given.offset,
+        matching.positive_iou,
+        matching.negative_iou,
     )
 
 
@@ -106,7 +133,7 @@ def objects_of(tables: Sequence[Table], config: RunConfig) -> Objects:
     return Objects(*(np.concatenate(column) for column in zip(*(parts or [empty]), strict=True)))
 
 
-def best_overlaps(objects: Objects, levels: Sequence[Level]) -> np.ndarray:
+def best_overlaps(objects: Objects, anchors: Anchors) -> np.ndarray:
     """[G] the highest IoU of each object with any anchor of the grid.
 
     For one shape the best anchor is the one whose centre is nearest, since the overlap of two boxes only falls as their
@@ -118,44 +145,42 @@ def best_overlaps(objects: Objects, levels: Sequence[Level]) -> np.ndarray:
         box, size = objects.boxes[part], objects.sizes[part]
         centre = (box[:, :2] + box[:, 2:]) / 2
         area = (box[:, 2:] - box[:, :2]).prod(axis=1)
-        for level in levels:
-            cells = np.ceil(size[:, ::-1] / level.stride)
-            for base in level.base:
+        for level, stride in enumerate(anchors.strides):
+            cells = np.ceil(size[:, ::-1] / stride)
+            for base in anchors.base(level):
                 middle = (base[:2] + base[2:]) / 2
-                cell = np.clip(np.round((centre - middle) / level.stride), 0, cells - 1)
-                low, high = base[:2] + cell * level.stride, base[2:] + cell * level.stride
+                cell = np.clip(np.round((centre - middle) / stride), 0, cells - 1)
+                low, high = base[:2] + cell * stride, base[2:] + cell * stride
                 common = np.clip(np.minimum(high, box[:, 2:]) - np.maximum(low, box[:, :2]), 0, None).prod(axis=1)
                 overlap = common / (area + (base[2:] - base[:2]).prod() - common)
                 best[part] = np.maximum(best[part], overlap)
     return best
 
 
-def fit(objects: Objects, config: RunConfig) -> Fit | None:
-    """How well the recipe's anchors fit; None where there are no objects or no anchors."""
-    anchors = config.model.anchors
-    return _fit(objects, config, anchors.sizes, anchors.ratios, _strides(config))
+def fit(objects: Objects, anchors: Anchors) -> Fit:
+    """How well anchors fit the objects, of which there is at least one."""
+    best = best_overlaps(objects, anchors)
+    recalls = [float((best >= bound).mean()) for bound in (0.5, anchors.positive_iou)]
+    unmatched = float((best < anchors.negative_iou).mean())
+    return Fit(anchors.sizes, anchors.ratios, recalls[0], recalls[1], float(best.mean()), unmatched)
 
 
-def suggestion(objects: Objects, config: RunConfig) -> Fit | None:
-    """As many anchors as the recipe has, of the sizes and ratios that the objects have.
+def suggestion(objects: Objects, anchors: Anchors) -> Anchors:
+    """As many anchors as there are, of the sizes and ratios that the objects have.
 
     k-means with 1 - IoU as the distance ("YOLO9000", Redmon and Farhadi, 2016): of the objects' shapes for the sizes,
     which are dealt out to the levels from the finest on, and of their shapes at equal area for the ratios.
     """
-    if not len(objects):
-        return None
     random = np.random.default_rng(0)
     shapes = objects.sides
     if len(shapes) > MOST_SHAPES:
         shapes = shapes[random.choice(len(shapes), MOST_SHAPES, replace=False)]
-    per_level = [len(level) for level in config.model.anchors.sizes]
+    per_level = [len(level) for level in anchors.sizes]
     extent = np.sqrt(shapes.prod(axis=1, keepdims=True))
-    sizes = sorted(_rounded(np.sqrt(clusters(shapes, sum(per_level), random).prod(axis=1))))
-    means = clusters(shapes / extent, len(config.model.anchors.ratios), random)
-    ratios = tuple(sorted(_rounded(means[:, 1] / means[:, 0])))
-    remaining = iter(sizes)
-    dealt = tuple(tuple(next(remaining) for _ in range(count)) for count in per_level)
-    return _fit(objects, config, dealt, ratios, _strides(config))
+    remaining = iter(sorted(_rounded(np.sqrt(clusters(shapes, sum(per_level), random).prod(axis=1)))))
+    sizes = tuple(tuple(next(remaining) for _ in range(count)) for count in per_level)
+    means = clusters(shapes / extent, len(anchors.ratios), random)
+    return replace(anchors, sizes=sizes, ratios=tuple(sorted(_rounded(means[:, 1] / means[:, 0]))))
 
 
 def clusters(shapes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
@@ -186,41 +211,6 @@ def shape_overlaps(shapes: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """[N, K] IoU of boxes [N, 2] and [K, 2], each given by width and height, laid on one centre."""
     common = np.minimum(shapes[:, None], centres[None]).prod(axis=2)
     return common / (shapes.prod(axis=1)[:, None] + centres.prod(axis=1)[None] - common)
-
-
-def _fit(
-    objects: Objects,
-    config: RunConfig,
-    sizes: tuple[tuple[float, ...], ...],
-    ratios: tuple[float, ...],
-    strides: Sequence[float] | None,
-) -> Fit | None:
-    if strides is None or not len(objects):
-        return None
-    best = best_overlaps(objects, _levels(config, sizes, ratios, strides))
-    rpn = config.model.rpn
-    shares = [float((best >= bound).mean()) for bound in (0.5, rpn.positive_iou, rpn.negative_iou)]
-    return Fit(sizes, ratios, shares[0], shares[1], float(best.mean()), 1 - shares[2])
-
-
-def _levels(
-    config: RunConfig, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[float]
-) -> list[Level]:
-    anchors = config.model.anchors
-    return [
-        Level(
-            grid_anchors(of_level, ratios, (1, 1), stride, rounded=anchors.rounded, offset=anchors.offset).numpy(),
-            stride,
-        )
-        for of_level, stride in zip(sizes, strides, strict=True)
-    ]
-
-
-def _strides(config: RunConfig) -> tuple[float, ...] | None:
-    with torch.random.fork_rng(devices=[]):  # building one draws weights
-        model = build_model(config.model, 1)
-    rpn = next((part for part in model.modules() if isinstance(part, RPN)), None)
-    return None if rpn is None else rpn.strides
 
 
 def _rounded(values: np.ndarray) -> list[float]:

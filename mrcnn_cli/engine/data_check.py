@@ -18,7 +18,7 @@ from mrcnn_cli.data.check.tables import Split, Table
 from mrcnn_cli.data.coco import read_content, without_collecting
 from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, dataset_toml, read_dataset_file
 from mrcnn_cli.data.loader import SplitConfig
-from mrcnn_cli.engine.anchor_fit import best_overlaps, levels_of, objects_of
+from mrcnn_cli.engine.anchor_fit import anchors_of, best_overlaps, objects_of
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
@@ -150,12 +150,12 @@ def read_splits(source: Source) -> tuple[list[Split], list[Finding]]:
 
 def anchor_findings(tables: Sequence[Table], config: RunConfig) -> list[Finding]:
     """For each split, class and size the objects whose best anchor would still count as background."""
-    levels = levels_of(config)
+    anchors = anchors_of(config)
     objects = objects_of(tables, config)
-    if levels is None or not len(objects):
+    if anchors is None or not len(objects):
         return []
-    bound = config.model.rpn.negative_iou
-    missed = best_overlaps(objects, levels) < bound
+    bound = anchors.negative_iou
+    missed = best_overlaps(objects, anchors) < bound
     extent = np.sqrt(objects.sides.prod(axis=1))
     findings = []
     for number, table in enumerate(tables):

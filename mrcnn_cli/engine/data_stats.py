@@ -8,7 +8,7 @@ import numpy as np
 
 from mrcnn_cli.data.check.tables import Table, read_table
 from mrcnn_cli.data.coco import without_collecting
-from mrcnn_cli.engine.anchor_fit import fit, objects_of, suggestion
+from mrcnn_cli.engine.anchor_fit import Anchors, Objects, anchors_of, fit, objects_of, suggestion
 from mrcnn_cli.engine.data_check import SIZES, Source, read_splits
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
@@ -39,11 +39,11 @@ def statistics(tables: Sequence[Table], config: RunConfig) -> dict[str, Any]:
         "splits": per split "images", "empty_images", "objects", "crowds", "masks", "image_height", "image_width",
         "objects_per_image", "size" (pixels of the picture), "aspect" (height / width); "classes": per class "objects",
         "images", "size"; "input": with the recipe's resizing "size" and shares "small", "medium", "large"; "anchors":
-        "recipe" and "suggested" as in `anchor_fit.Fit`, None without objects.
+        "positive_iou", "negative_iou" and as in `anchor_fit.Fit` "recipe" and "suggested", or None without objects.
     """
     objects = objects_of(tables, config)
     extent = np.sqrt(objects.sides.prod(axis=1))
-    present, suggested = fit(objects, config), suggestion(objects, config)
+    anchors = anchors_of(config)
     return {
         "splits": {table.split.name: _split(table) for table in tables},
         "classes": _classes(tables),
@@ -51,12 +51,7 @@ def statistics(tables: Sequence[Table], config: RunConfig) -> dict[str, Any]:
             "size": _quantiles(extent),
             **{name: _share((extent >= low) & (extent < high)) for name, low, high in SIZES},
         },
-        "anchors": {
-            "positive_iou": config.model.rpn.positive_iou,
-            "negative_iou": config.model.rpn.negative_iou,
-            "recipe": asdict(present) if present else None,
-            "suggested": asdict(suggested) if suggested else None,
-        },
+        "anchors": None if anchors is None or not len(objects) else _anchors(objects, anchors),
     }
 
 
@@ -68,6 +63,15 @@ def distributions(tables: Sequence[Table]) -> dict[str, Any]:
         "size": np.sqrt(sides.prod(axis=1)),
         "aspect": sides[:, 1] / sides[:, 0],
         "objects_per_image": np.concatenate([_per_image(table) for table in tables]),
+    }
+
+
+def _anchors(objects: Objects, anchors: Anchors) -> dict[str, Any]:
+    return {
+        "positive_iou": anchors.positive_iou,
+        "negative_iou": anchors.negative_iou,
+        "recipe": asdict(fit(objects, anchors)),
+        "suggested": asdict(fit(objects, suggestion(objects, anchors))),
     }
 
 

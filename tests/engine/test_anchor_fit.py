@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from mrcnn_cli.data.check.tables import Split, read_table
-from mrcnn_cli.engine.anchor_fit import Objects, best_overlaps, clusters, fit, levels_of, objects_of, suggestion
+from mrcnn_cli.engine.anchor_fit import Objects, anchors_of, best_overlaps, clusters, fit, objects_of, suggestion
 from mrcnn_cli.engine.run import read_config
 from mrcnn_cli.models import build_model
+from mrcnn_cli.models.rpn import level_anchors
 from mrcnn_cli.ops import box_iou
 
-RECIPES = ("mask_rcnn_lite0_fpn", "nuclei", "faster_rcnn_r50_c4_1x")
+RECIPES = ("mask_rcnn_lite0_fpn", "nuclei", "faster_rcnn_r50_c4_1x", "retinanet_r50_fpn_1x")
 
 
 def objects_like(boxes, size):
@@ -33,10 +34,12 @@ def test_the_best_overlap_is_that_of_all_anchors_one_by_one(recipe):
     config = read_config(recipe)
     size = (192, 256)  # multiples of every stride
     boxes = some_boxes(60, size)
-    rpn = build_model(config.model, 1).rpn
-    maps = [torch.empty(1, 1, -(-size[0] // stride), -(-size[1] // stride)) for stride in rpn.strides]
-    expected = box_iou(torch.as_tensor(boxes), rpn.anchors(maps).double()).amax(1)
-    found = best_overlaps(objects_like(boxes, size), levels_of(config))
+    model = build_model(config.model, 1)
+    head = model.retina_head if recipe.startswith("retinanet") else model.rpn
+    maps = [torch.empty(1, 1, -(-size[0] // stride), -(-size[1] // stride)) for stride in head.strides]
+    every = torch.cat(level_anchors(config.model.anchors, maps, head.strides))
+    expected = box_iou(torch.as_tensor(boxes), every.double()).amax(1)
+    found = best_overlaps(objects_like(boxes, size), anchors_of(config))
     assert torch.allclose(torch.as_tensor(found), expected, atol=1e-6)
 
 
@@ -58,10 +61,11 @@ def test_suggested_anchors_fit_better_where_the_recipe_has_none_of_that_shape():
     low = random.uniform(0, 300, (400, 2))
     boxes = np.concatenate([low, low + np.array([12.0, 90.0]) * random.uniform(0.8, 1.2, (400, 2))], 1)
     objects = objects_like(boxes, (512, 512))
-    present, suggested = fit(objects, config), suggestion(objects, config)
-    assert suggested.recall_50 > present.recall_50 + 0.3
-    assert len(suggested.sizes) == len(config.model.anchors.sizes)
-    assert suggestion(objects, config) == suggested
+    present = anchors_of(config)
+    suggested = suggestion(objects, present)
+    assert fit(objects, suggested).recall_50 > fit(objects, present).recall_50 + 0.3
+    assert len(suggested.sizes) == len(present.sizes)
+    assert suggestion(objects, present) == suggested
 
 
 def test_objects_are_seen_as_the_recipe_resizes_them():
@@ -77,10 +81,3 @@ def test_objects_are_seen_as_the_recipe_resizes_them():
     objects = objects_of([table], read_config("mask_rcnn_lite0_fpn", {"data.resize": {"scale": 2.0}}))
     assert objects.boxes.tolist() == [[20, 40, 80, 120]]
     assert objects.sizes.tolist() == [[200, 400]]
-
-
-def test_nothing_to_fit_gives_nothing():
-    objects = objects_like(np.zeros((0, 4)), (64, 64))
-    config = read_config("nuclei")
-    assert fit(objects, config) is None
-    assert suggestion(objects, config) is None

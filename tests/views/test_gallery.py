@@ -226,7 +226,7 @@ def test_a_browser_is_led_by_the_keyboard_alone(browser, tmp_path):
     browser.press("m")
     assert not browser.run(shown)
     browser.press(ESCAPE)
-    assert browser.run(focused) == "picture-2.png"  # where one was
+    browser.wait(f"{focused} === 'picture-2.png'")  # where one was
     theme = "return getComputedStyle(document.body).backgroundColor"
     before = browser.run(theme)
     browser.press("d")

@@ -7,6 +7,7 @@ VERBS = {
     "convert": "mrcnn_cli.commands.data.convert",
     "check": "mrcnn_cli.commands.data.check",
     "stats": "mrcnn_cli.commands.data.stats",
+    "view": "mrcnn_cli.commands.data.view",
 }
 
 command = Verbs(

@@ -86,18 +86,15 @@ def _show(found: dict[str, Any]) -> None:
         table("Classes", ["class", "objects", "images", "size p5", "median", "p95"], rows)
     seen = found["input"]
     if seen["small"] is None:
-        say("no objects, so nothing about anchors")
         return
     shares = ", ".join(f"{seen[name]:.0%} {name}" for name in ("small", "medium", "large"))
     say(f"as {recipe} sees them: {shares} (borders 32 and 96 px), median size {seen['size']['median']:.0f} px")
-    _show_anchors(found["anchors"], recipe)
+    if found["anchors"] is not None:
+        _show_anchors(found["anchors"], recipe)
 
 
 def _show_anchors(anchors: dict[str, Any], recipe: str) -> None:
     present, suggested = anchors["recipe"], anchors["suggested"]
-    if present is None:
-        say(f"{recipe} has no anchors")
-        return
     positive = anchors["positive_iou"]
     columns = ["anchors", "recall at 0.5", f"at {positive:g}", "mean IoU", f"below {anchors['negative_iou']:g}"]
     rows = [
