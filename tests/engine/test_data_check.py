@@ -1,5 +1,7 @@
 """The search for faults: each that is planted is found, a clean data set has none, and repairs mend."""
 
+from pathlib import Path
+
 import pytest
 
 from mrcnn_cli.data.check.faults import FAULTS
@@ -28,6 +30,11 @@ def test_a_clean_data_set_has_no_fault(data):
 
 def test_there_is_a_plant_for_every_fault():
     assert set(PLANTS) == set(FAULTS)
+
+
+def test_every_fault_is_explained_in_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "checking_data.md").read_text()
+    assert not [name for name in FAULTS if f"`{name}`" not in text]
 
 
 @pytest.mark.parametrize("fault", PLANTS)
