@@ -58,7 +58,7 @@ def view_data(
         source: from `find_source`.
         out: the page.
         limit: most pictures; of more, evenly spaced ones are taken.
-        side: longest side of the pictures in the page; None: what keeps it below about 64 MB.
+        side: longest side of the pictures in the page; None: what keeps them below 64 MB.
         predictions: a COCO results list for one split, which then is the only one shown.
         score: lowest score of a prediction.
         workers: processes that read pictures.
@@ -92,7 +92,8 @@ def view_data(
     exhibits = _exhibits(tables, ordered(findings), classes, jpegs, found)
     shown = f"{len(paths):,} of {len(paths) + left_out:,} pictures, evenly spaced" if left_out else ""
     judged_by = f"predictions of {predictions.name} from score {score:g} on" if predictions is not None else ""
-    about = "; ".join(part for part in (", ".join(source.splits), shown, judged_by) if part)
+    names = ", ".join(name for name in source.splits if name != source.name)
+    about = "; ".join(part for part in (names, shown, judged_by) if part)
     size = _write(out, exhibits, source.name, about, [split.name for split in splits], classes)
     return Page(out, len(paths), left_out, chosen_side, size)
 

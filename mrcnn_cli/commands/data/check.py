@@ -87,14 +87,14 @@ def _show(report: Any, everything: bool) -> None:
     for name, found in report.by_fault().items():
         severity = FAULTS[name].severity
         remedy = FAULTS[name].remedy or "by hand"
-        first = f"{found[0].where()}: {found[0].words}"
+        first = _said(found[0])
         rows.append([Text(severity, STYLES[severity]), name, len(found), remedy, first])
     images = sum(len(table.images) for table in report.tables)
     objects = sum(len(table.split.content["annotations"]) for table in report.tables)
     what = f"{report.source.name}: {', '.join(report.source.splits)}; {images:,} images, {objects:,} annotations"
     if everything:
         for finding in report.findings:
-            line = Text(f"{finding.severity:<7} {finding.fault}  {finding.where()}: {finding.words}")
+            line = Text(f"{finding.severity:<7} {finding.fault}  {_said(finding)}")
             line.stylize(STYLES[finding.severity], 0, len(finding.severity))
             results.print(line)
     elif rows:
@@ -108,8 +108,13 @@ def _say_fixed(mended: Any, left: Any, out: Path) -> None:
     for name, count in mended.items():
         say(f"mended   {name}: {count:,}")
     for name, found in left.by_fault().items():
-        say(f"left     {name}: {len(found):,} (first: {found[0].where()}: {found[0].words})")
+        say(f"left     {name}: {len(found):,} (first: {_said(found[0])})")
     say(f"written  {typed_path(out)}: {_counted(left.counts)}")
+
+
+def _said(finding: Any) -> str:
+    """Where it is and what it is, paths as a person would name them here."""
+    return f"{finding.where()}: {finding.words}".replace(f"{Path.cwd()}{os.sep}", "")
 
 
 def _counted(counts: dict[str, int]) -> str:

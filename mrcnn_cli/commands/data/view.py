@@ -49,7 +49,7 @@ from mrcnn_cli.errors import UserError
     "--side",
     type=click.IntRange(32, 4096),
     metavar="PIXELS",
-    show_default="what keeps the page below about 64 MB, 1024 at most",
+    show_default="what keeps all together below 64 MB, 1024 at most",
     help="Longest side of the pictures in the page.",
 )
 @click.option(

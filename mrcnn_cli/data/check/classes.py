@@ -71,6 +71,8 @@ def _counts(tables: Sequence[Table]) -> list[Finding]:
         if not count:
             findings.append(Finding("class-unused", *where, f"class '{name}' has no object"))
         elif count * IMBALANCE < counts[largest]:
-            words = f"class '{name}' has {count:,} objects, '{largest}' has {counts[largest]:,}"
+            words = (
+                f"class '{name}' has {count:,} object{'s' if count > 1 else ''}, '{largest}' has {counts[largest]:,}"
+            )
             findings.append(Finding("class-imbalance", *where, words))
     return findings
