@@ -20,10 +20,10 @@ from mrcnn_cli.data.loader import training_batches
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.engine.data_check import Progress, Source, read_splits
 from mrcnn_cli.engine.found import judged, read_predictions
+from mrcnn_cli.engine.mask_paths import mask_path
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, write_gallery
-from mrcnn_cli.views.outlines import moved, outlines, svg_path
 
 SIDES = (1024, 768, 512, 384, 256, 192, 160)  # pixels of the longest side of the pictures in the page
 BUDGET = 64 * 2**20  # bytes of pictures in the page, where no side is given
@@ -122,7 +122,7 @@ def view_samples(
             paths = [""] * len(targets)
             if targets.masks is not None:
                 matrix = targets.masks.matrix.numpy()
-                paths = [svg_path(moved(outlines(mask), matrix)) for mask in targets.masks.segmentations]
+                paths = [mask_path(mask, matrix) for mask in targets.masks.segmentations]
             shapes = [
                 Shape(label, tuple(box), path)
                 for label, box, path in zip(targets.labels.tolist(), targets.boxes.tolist(), paths, strict=True)
@@ -190,7 +190,7 @@ def _shapes(table: Table, classes: Sequence[str], faults: dict[int, list[str]]) 
     shapes: list[list[Shape]] = [[] for _ in table.images]
     for a in np.flatnonzero(np.isfinite(boxes).all(axis=1)).tolist():
         mask: Any = table.encodings.get(a) or table.polygons.of(a)
-        path = svg_path(outlines(mask)) if mask else ""
+        path = mask_path(mask) if mask else ""
         wrong = tuple(faults.get(int(table.places[a]), ()))
         name = f"annotation {table.ids[a]}" if table.ids[a] >= 0 else ""
         label = labels[int(table.category[a])]

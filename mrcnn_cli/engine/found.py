@@ -11,9 +11,9 @@ import numpy as np
 
 from mrcnn_cli.data.check.tables import Table
 from mrcnn_cli.data.shape_faults import NUMBERS, finite, read_runs, whole
+from mrcnn_cli.engine.mask_paths import mask_path
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Shape
-from mrcnn_cli.views.outlines import outlines, svg_path
 
 FOUND_IOU = 0.5  # of boxes
 IN_CROWD = 0.5  # share of a prediction that lies in a crowd, from which on it is not judged
@@ -129,4 +129,4 @@ def _path(segmentation: Any, size: tuple[int, int], where: str) -> str:
             read_runs(segmentation)
         except ValueError as error:
             raise UserError(f"{where}: its mask cannot be read: {error}") from None
-    return svg_path(outlines(segmentation))
+    return mask_path(segmentation)

@@ -80,6 +80,22 @@ def encoded(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def svg_path(rings: Iterable[np.ndarray], digits: int = 1) -> str:
+    """An SVG path of closed rings [P, 2] of x, y, as short as it gets with so many digits behind the point."""
+    parts = []
+    unit = 10**digits
+    for ring in rings:
+        points = np.rint(np.asarray(ring, np.float64) * unit).astype(np.int64)
+        parts.append(f"M{_text(points[0, 0], unit)} {_text(points[0, 1], unit)}")
+        for dx, dy in np.diff(points, axis=0).tolist():  # of what was rounded, so that nothing adds up
+            if dx and dy:
+                parts.append(f"l{_text(dx, unit)} {_text(dy, unit)}")
+            elif dx or dy:
+                parts.append(f"h{_text(dx, unit)}" if dx else f"v{_text(dy, unit)}")
+        parts.append("z")
+    return "".join(parts)
+
+
 def write_gallery(
     path: Path,
     exhibits: Iterable[Exhibit],
@@ -174,3 +190,7 @@ def _shapes(shapes: Sequence[Shape]) -> list[list[Any]]:
         flags = [int(shape.crowd), score, int(shape.missed)]
         rows.append([shape.label, colour, *box, shape.path, shape.name, *flags, list(shape.faults)])
     return rows
+
+
+def _text(number: int, unit: int) -> str:
+    return str(number // unit) if number % unit == 0 else f"{number / unit:g}"

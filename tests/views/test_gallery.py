@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mrcnn_cli.errors import UserError
-from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, write_gallery
+from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, svg_path, write_gallery
 from tests.views.browser import CHROMIUM, DRIVER, Browser
 
 CLASSES = ["cell", 'odd </script><b>"name"']
@@ -101,6 +101,35 @@ def test_a_page_is_whole_or_absent(tmp_path):
     assert (tmp_path / "a.html").read_text() == "before"
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "missing" / "a.html", exhibits())
+
+
+def points_of(path):
+    """The corners of a path that `svg_path` wrote."""
+    rings, x, y = [], 0.0, 0.0
+    for letter, numbers in re.findall(r"([Mhvlz])([^Mhvlz]*)", path):
+        values = [float(number) for number in numbers.split()]
+        if letter == "M":
+            x, y = values
+            rings.append([])
+        elif letter == "z":
+            continue
+        else:
+            dx, dy = {"h": (*values, 0), "v": (0, *values)}.get(letter, tuple(values))
+            x, y = x + dx, y + dy
+        rings[-1].append([x, y])
+    return rings
+
+
+def test_a_path_leads_through_the_corners_without_drifting():
+    random = np.random.default_rng(0)
+    rings = [random.uniform(-50, 2000, (300, 2)) for _ in range(3)]
+    for ring, found in zip(rings, points_of(svg_path(rings)), strict=True):
+        assert np.abs(ring - np.array(found)).max() <= 0.05 + 1e-9
+
+
+def test_a_path_of_whole_pixels_is_short():
+    assert svg_path([np.array([[0, 0], [5, 0], [5, 3], [0, 3]])]) == "M0 0h5v3h-5z"
+    assert svg_path([np.array([[0.25, -0.5], [1.0, 2.0]])], digits=2) == "M0.25 -0.5l0.75 2.5z"
 
 
 @pytest.fixture(scope="module")
