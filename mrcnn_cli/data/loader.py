@@ -17,8 +17,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from mrcnn_cli.config import Config
-from mrcnn_cli.data.annotations import ImageRecord
+from mrcnn_cli.data.annotations import ImageAnnotations, ImageRecord
 from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.composition import Sample
 from mrcnn_cli.data.image import Normalization, normalize
 from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.transforms import Augment, Resize, inference, resized_proposals, training
@@ -93,18 +94,16 @@ def training_batches(
     Raises:
         UserError: an image that cannot be read.
     """
-    pictures = _Pictures(dataset, config)
+    pictures = Pictures(dataset, config)
 
     def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
         samples, sizes = [], []
         for k in range(step * batch_size, (step + 1) * batch_size):
             index = int(_order(len(dataset), seed, k // len(dataset))[k % len(dataset)])
-            image = pictures[index]
             generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
-            objects = dataset.objects(index)
-            pixels, targets = training(image, objects, config.resize, config.augment, generator, dataset.mirror)
+            pixels, targets = pictures.varied(index, generator)
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
-            sizes.append((image.shape[0], image.shape[1]))
+            sizes.append((dataset.images[index].height, dataset.images[index].width))
         images, truths = zip(*samples, strict=True)
         return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
 
@@ -153,19 +152,32 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(stream(seed, "order", epoch))).permutation(count)
 
 
-class _Pictures:
+class Pictures:
     """A data set's pictures, normalized; kept in memory as long as they fit, for reading costs most of a sample."""
 
     def __init__(self, dataset: Dataset, config: DataConfig):
-        self.dataset, self.mode = dataset, config.normalize
+        self.dataset, self.config = dataset, config
         self.room = config.cache_mb * 2**20
         self.kept: dict[int, np.ndarray] = {}
 
     def __getitem__(self, index: int) -> np.ndarray:
         image = self.kept.get(index)
         if image is None:
-            image = normalize(self.dataset.read_image(index), self.mode)
+            image = normalize(self.dataset.read_image(index), self.config.normalize)
             if image.nbytes <= self.room:  # nothing is evicted: in shuffled epochs each picture is as good as another
                 self.room -= image.nbytes
                 self.kept[index] = image
         return image
+
+    def varied(self, index: int, generator: np.random.Generator) -> Sample:
+        """One picture and its objects as training sees them, varied as the generator draws.
+
+        Raises:
+            UserError: it, or another one that is drawn for a mosaic or for objects to paste, cannot be read.
+        """
+        image, objects, mirror = self[index], self.dataset.objects(index), self.dataset.mirror
+        return training(image, objects, self.config.resize, self.config.augment, generator, mirror, self._another)
+
+    def _another(self, generator: np.random.Generator) -> tuple[np.ndarray, ImageAnnotations]:
+        index = int(generator.integers(len(self.dataset)))
+        return self[index], self.dataset.objects(index)

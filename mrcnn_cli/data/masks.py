@@ -1,11 +1,12 @@
-"""What a mask covers, read off its run lengths or polygons: the full-size mask is never made."""
+"""Masks in windows of the picture, read off their run lengths or polygons: the full-size mask is never made."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mrcnn_cli.ops.run_lengths import run_lengths
+from mrcnn_cli.ops.run_lengths import compressed, run_lengths
+from mrcnn_cli.structures import Size
 
 Window = tuple[float, float, float, float]  # x1, y1, x2, y2
 
@@ -24,6 +25,44 @@ def visible_box(segmentation: Any, window: Window) -> Window | None:
         return None
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)
+
+
+def cut_runs(encoding: dict[str, Any], rows: slice, columns: slice) -> np.ndarray:
+    """The pixels of a run-length encoding in a window: bool [h, w].
+
+    Args:
+        encoding: with compressed or plain counts.
+        rows: start and stop, within the mask.
+        columns: the same.
+    """
+    height = encoding["size"][0]
+    ends = np.concatenate([[0], run_lengths(encoding).cumsum()])
+    # The window's columns are one stretch of the runs.
+    lengths = np.diff(ends.clip(columns.start * height, columns.stop * height))
+    pixels = (np.arange(len(lengths)) % 2 == 1).repeat(lengths)
+    return pixels.reshape(columns.stop - columns.start, height).T[rows]
+
+
+def encode(window: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
+    """The run-length encoding of a mask of which only a window is not empty.
+
+    Args:
+        window: bool [h, w], within the mask.
+        top: the mask's row that is the window's first.
+        left: the mask's column that is the window's first.
+        size: (height, width) of the mask.
+    """
+    height, width = size
+    rows = window.shape[0] + 1  # one of background below ends each run in its own column
+    flat = np.zeros((window.shape[1], rows), np.int8)
+    flat[:, :-1] = window.T
+    column, row = np.divmod(np.flatnonzero(np.diff(flat.reshape(-1), prepend=0)), rows)
+    ends = (left + column) * height + top + row
+    # Where a mask is as high as the picture, a run goes on in the next column.
+    touching = np.flatnonzero(ends[1:-1:2] == ends[2::2]) * 2 + 1
+    ends = np.delete(ends, [touching, touching + 1])
+    lengths = np.diff(ends, prepend=0, append=height * width)
+    return {"size": [height, width], "counts": compressed(lengths if lengths[-1] else lengths[:-1])}
 
 
 def _box_of_runs(runs: np.ndarray, height: int, window: Window) -> Window | None:

@@ -6,24 +6,34 @@ and masks stay as they are annotated: the matrix goes with them.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, pad
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageAnnotations
+from mrcnn_cli.data.composition import Sample, Visibility, mosaic, paste
 from mrcnn_cli.data.image import resized_by_pillow
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.structures import IGNORED, Masks, Size, Targets
+
+# A picture and its objects, drawn with the generator.
+Another = Callable[[np.random.Generator], tuple[np.ndarray, ImageAnnotations]]
+
+# From red, green and blue to brightness and two axes of colour; grey has none of these two.
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 SHORT_SIDE, LONG_SIDE = 800, 1333  # Feature Pyramid Networks (Lin et al., 2017), Detectron2
 
 Factor = Annotated[float, Field(gt=0)]
 Range = tuple[Factor, Factor]
+Turn = Annotated[float, Field(ge=-0.5, le=0.5)]
+Turns = tuple[Turn, Turn]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Pixels = Annotated[int, Field(ge=1)]
 
@@ -107,10 +117,16 @@ class Augment(Config):
     gamma: Range = (1.0, 1.0)  # exponent of the brightness 0..1
     contrast: Range = (1.0, 1.0)  # factor on the distance to the picture's mean
     brightness: Range = (1.0, 1.0)  # factor
+    saturation: Range = (1.0, 1.0)  # factor on the distance to grey
+    hue: Turns = (0.0, 0.0)  # all colours turned around grey, in parts of a full turn
+    blur: Probability = 0.0  # blurred by a Gaussian ...
+    blur_sigma: Range = (0.5, 2.0)  # ... of so many input pixels
+    mosaic: Probability = 0.0  # four pictures, each varied as above, that meet in a point
+    copy_paste: Probability = 0.0  # objects of another picture, varied as above, in front; needs masks
 
     @model_validator(mode="after")
     def _check(self) -> "Augment":
-        for key in ("scale", "gamma", "contrast", "brightness"):
+        for key in ("scale", "gamma", "contrast", "brightness", "saturation", "hue", "blur_sigma"):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key} is [{low:g}, {high:g}]: write the lower value first")
@@ -133,7 +149,8 @@ def training(
     augment: Augment,
     generator: np.random.Generator,
     mirror: np.ndarray | None = None,
-) -> tuple[Tensor, Targets]:
+    another: Another | None = None,
+) -> Sample:
     """A varied picture, [3, h, w] as `inference` gives it, and its objects in the picture's new pixels.
 
     With `augment.crop` a square of the resized picture is taken (all of a side that is shorter); only that region is
@@ -142,10 +159,44 @@ def training(
     Args:
         image: uint8 [H, W, 3].
         annotations: in pixels of `image`.
-        generator: gives ten numbers, whatever the options, so that switching one on leaves the others' draws alone.
+        generator: gives eighteen numbers, whatever the options, so that switching one on leaves the others' draws
+            alone.
         mirror: [P] the keypoint that each one is in a mirror; None: itself.
+        another: draws a picture with its annotations, for mosaics and objects to paste.
+
+    Raises:
+        ValueError: `augment` asks for mosaics or pasted objects, and there is no `another`.
     """
-    draws = iter(generator.random(10).tolist())
+    draws = generator.random(18).tolist()
+    sample = _varied(image, annotations, resize, augment, draws, mirror)
+    *_, mosaic_draw, mosaic_seed, paste_draw, paste_seed = draws
+    visibility = Visibility(augment.min_side, augment.min_visible)
+
+    def varied(source: np.random.Generator) -> Sample:
+        if another is None:
+            raise ValueError("training: augment.mosaic and augment.copy_paste need another picture")
+        picture, objects = another(source)
+        return _varied(picture, objects, resize, augment, source.random(18).tolist(), mirror)
+
+    if mosaic_draw < augment.mosaic:
+        source = _generator(mosaic_seed)
+        sample = mosaic([sample, *(varied(source) for _ in range(3))], source, visibility)
+    if paste_draw < augment.copy_paste:
+        source = _generator(paste_seed)
+        sample = paste(sample, varied(source), source, visibility)
+    return sample
+
+
+def _varied(
+    image: np.ndarray,
+    annotations: ImageAnnotations,
+    resize: Resize,
+    augment: Augment,
+    numbers: Sequence[float],
+    mirror: np.ndarray | None,
+) -> Sample:
+    """One picture flipped, turned, resized, cut, recoloured and blurred as the numbers, 0..1, say."""
+    draws = iter(numbers)
     flip, vertical_flip = next(draws) < augment.flip, next(draws) < augment.vertical_flip
     turns = int(next(draws) * 4)
     height, width = image.shape[:2]
@@ -174,13 +225,22 @@ def training(
         new_height, new_width = new_width, new_height
     matrix = np.diag([new_width / region.shape[1], new_height / region.shape[0], 1.0]) @ matrix
     recoloured = _recoloured(region, augment, next(draws), next(draws), next(draws))
+    recoloured = _tinted(recoloured, _between(augment.saturation, next(draws)), _between(augment.hue, next(draws)))
     pixels = _resized(recoloured, (new_height, new_width), resize.method)
+    blurred, sigma = next(draws) < augment.blur, _between(augment.blur_sigma, next(draws))
+    if blurred:
+        pixels = _blurred(pixels, sigma)
     window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     boxes, kept = _visible(annotations, window, scale, augment)
     return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width), mirror)
 
 
-def _between(bounds: Range, draw: float) -> float:
+def _generator(draw: float) -> np.random.Generator:
+    """A stream of its own for each number 0..1."""
+    return np.random.Generator(np.random.PCG64(int(draw * 2**53)))
+
+
+def _between(bounds: tuple[float, float], draw: float) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * draw
 
 
@@ -223,6 +283,28 @@ def _recoloured(image: np.ndarray, augment: Augment, gamma: float, contrast: flo
         values = mean + (values - mean) * factor
     table = (np.clip(values * gain, 0, 1) * 255 + 0.5).astype(np.uint8)
     return np.take(table, image)
+
+
+def _tinted(image: np.ndarray, saturation: float, turn: float) -> np.ndarray:
+    """Colours moved from and turned around the grey of their brightness, both in the plane of YIQ's I and Q."""
+    if saturation == 1 and turn == 0:
+        return image
+    angle = 2 * np.pi * turn
+    cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
+    change = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    matrix = np.linalg.inv(YIQ) @ change @ YIQ
+    tinted = image.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32)
+    return (np.clip(tinted, 0, 255) + 0.5).astype(np.uint8).reshape(image.shape)
+
+
+def _blurred(pixels: Tensor, sigma: float) -> Tensor:
+    """By a Gaussian of `sigma` pixels, cut off at three of them; the picture goes on as its edges are."""
+    reach = math.ceil(3 * sigma)
+    weights = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    weights = (weights / weights.sum()).reshape(1, 1, -1)
+    rows = pad(pixels[:, None].float(), (reach, reach, reach, reach), mode="replicate")
+    soft = conv2d(conv2d(rows, weights[:, :, None]), weights[:, :, :, None])[:, 0]
+    return (soft + 0.5).to(torch.uint8) if pixels.dtype == torch.uint8 else soft
 
 
 def _visible(

@@ -144,6 +144,11 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     if val_split.images is not None and val_split.annotations is not None:
         val = read_split(config, val_split, train.classes, train.keypoints, train.stuff, name="val")
     _check_heads(config, train, val)
+    if config.data.augment.copy_paste and not train.has_masks:
+        raise UserError(
+            f"data.augment.copy_paste: {train.source} has boxes but no masks, by which objects could be cut out; "
+            "leave the key out or add masks"
+        )
     if config.model.num_classes not in (None, len(train.classes)):
         raise UserError(
             f"model.num_classes = {config.model.num_classes}, but {split.annotations} has {len(train.classes)} classes "

@@ -185,3 +185,15 @@ def test_an_unknown_key_names_the_closest(mrcnn):
 @pytest.mark.parametrize("device", ["cuda:99", "nonsense", "meta"])
 def test_a_device_that_is_not_there_is_refused(mrcnn, trained, device):
     refused(mrcnn("evaluate", trained, "--device", device), f"--device {device}: not usable here")
+
+
+def test_pasting_objects_without_masks_is_refused(train, shapes, truth, tmp_path):
+    for annotation in truth["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "boxes.json").write_text(json.dumps(truth))
+    model = assignments(
+        "data.augment.copy_paste=0.5", "model={name='faster_rcnn',backbone={name='resnet18',norm='batch_norm'}}"
+    )
+    refused(
+        train(shapes, tmp_path / "boxes.json", *model), "data.augment.copy_paste", "boxes.json has boxes but no masks"
+    )

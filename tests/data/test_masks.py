@@ -1,10 +1,10 @@
-"""Boxes of the visible part of a mask, against masks drawn in full."""
+"""Parts of masks, their boxes and their encodings, against masks drawn in full."""
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_cli.data.masks import visible_box
+from mrcnn_cli.data.masks import cut_runs, encode, visible_box
 from mrcnn_cli.ops.run_lengths import run_lengths
 
 
@@ -91,3 +91,25 @@ def test_several_polygons_share_one_box():
     parts = [[0, 0, 2, 0, 2, 2, 0, 2], [8, 8, 9, 8, 9, 9, 8, 9], [30, 30, 40, 30, 40, 40]]
     assert visible_box(parts, (0, 0, 20, 20)) == (0, 0, 9, 9)
     assert visible_box(parts, (3, 3, 7, 7)) is None
+
+
+@pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 0.95, 1.0])
+def test_a_window_of_runs_is_that_of_the_full_mask_and_encodes_as_pycocotools_does(density):
+    generator = np.random.default_rng(int(density * 100))
+    for _ in range(60):
+        height, width = generator.integers(1, 20, 2).tolist()
+        mask = np.asfortranarray(generator.random((height, width)) < density, np.uint8)
+        x1, y1, x2, y2 = random_window(generator, height, width)
+        window = cut_runs(coco_mask.encode(mask), slice(y1, y2), slice(x1, x2))
+        assert window.dtype == bool
+        assert np.array_equal(window, mask[y1:y2, x1:x2])
+        alone = np.zeros_like(mask)
+        alone[y1:y2, x1:x2] = window
+        expected = coco_mask.encode(alone)
+        assert encode(window, y1, x1, (height, width)) == {"size": [height, width], "counts": expected["counts"]}
+
+
+def test_a_window_of_no_pixels_is_an_empty_mask():
+    expected = coco_mask.encode(np.zeros((4, 5), np.uint8, order="F"))["counts"]
+    for shape in ((0, 0), (3, 0), (0, 2)):
+        assert encode(np.zeros(shape, bool), 0, 0, (4, 5))["counts"] == expected

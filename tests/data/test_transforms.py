@@ -336,6 +336,84 @@ def test_colours_change_as_the_words_say():
     assert corner(contrast=(0.0001, 0.0001)) == [89, 89]
 
 
+def changed(image: np.ndarray, **options) -> np.ndarray:
+    pixels, _ = training(image, annotated([]), Resize(scale=1.0), Augment(flip=0, **options), np.random.default_rng(0))
+    return pixels.permute(1, 2, 0).numpy().astype(int)
+
+
+def brightness(image: np.ndarray) -> np.ndarray:
+    return image @ np.array([0.299, 0.587, 0.114])
+
+
+def test_saturation_and_hue_leave_grey_and_brightness_alone():
+    image = np.random.default_rng(0).integers(90, 160, (20, 30, 3), np.uint8)
+    grey = np.repeat(image[..., :1], 3, axis=2)
+    for options in ({"saturation": (0.3, 0.3)}, {"saturation": (1.5, 1.5)}, {"hue": (0.2, 0.2)}, {"hue": (-0.4, -0.4)}):
+        assert np.abs(changed(grey, **options) - grey).max() <= 1
+        assert np.abs(brightness(changed(image, **options)) - brightness(image)).max() <= 1.5
+        assert np.abs(changed(image, **options) - image).max() > 5
+
+
+def test_without_saturation_grey_is_left_and_with_more_of_it_colours_go_apart():
+    image = np.random.default_rng(0).integers(90, 160, (20, 30, 3), np.uint8)
+    middle = brightness(image)[..., None]
+    assert np.abs(changed(image, saturation=(1e-6, 1e-6)) - middle).max() <= 1
+    assert np.abs(changed(image, saturation=(1.5, 1.5)) - (middle + 1.5 * (image - middle))).max() <= 1
+
+
+def test_a_third_of_a_turn_of_hue_takes_red_to_a_green_and_a_whole_one_is_none():
+    red = np.full((2, 2, 3), (160, 100, 100), np.uint8)
+    first, second = (changed(red, hue=(turn, turn))[0, 0] for turn in (1 / 3, -1 / 3))
+    assert first.argmax() != 0
+    assert second.argmax() != 0
+    assert first.argmax() != second.argmax()
+    half_and_half = changed(changed(red, hue=(0.5, 0.5)).astype(np.uint8), hue=(0.5, 0.5))
+    assert np.abs(half_and_half - red).max() <= 1
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.3, 3.0])
+def test_blur_is_a_gaussian_mean_of_the_neighbours(sigma):
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    reach = int(np.ceil(3 * sigma))
+    expected = np.zeros(image.shape)
+    total = 0.0
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            weight = np.exp(-(dy**2 + dx**2) / (2 * sigma**2))
+            rows, columns = (np.arange(9) + dy).clip(0, 8), (np.arange(14) + dx).clip(0, 13)
+            expected += weight * image[rows][:, columns]
+            total += weight
+    assert np.abs(changed(image, blur=1.0, blur_sigma=(sigma, sigma)) - expected / total).max() <= 0.51
+
+
+def test_as_many_pictures_are_blurred_as_the_recipe_says():
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8)
+    generator = np.random.default_rng(0)
+    sharp = 0
+    for _ in range(400):
+        pixels, _ = training(image, annotated([]), Resize(scale=1.0), Augment(flip=0, blur=0.3), generator)
+        sharp += np.array_equal(pixels.permute(1, 2, 0), image)
+    assert 240 < sharp < 320
+
+
+# Large-scale jitter is scale and crop together, as in "Simple Copy-Paste" (Ghiasi et al., 2021).
+def test_large_scale_jitter_shows_pictures_a_tenth_to_twice_as_large_in_a_window():
+    resize, augment = Resize(short_side=128, long_side=128), Augment(flip=0, scale=(0.1, 2.0), crop=128)
+    image = np.zeros((90, 130, 3), np.uint8)
+    generator = np.random.default_rng(0)
+    sizes, zooms = [], []
+    for _ in range(300):
+        pixels, targets = training(image, annotated([np.ones((90, 130), bool)]), resize, augment, generator)
+        sizes.append(pixels.shape[1:])
+        zooms.append(abs(targets.masks.matrix[0, 0].item()))
+    assert np.max(sizes) == 128
+    assert np.min(sizes) < 15
+    whole = 128 / 130
+    assert min(zooms) == pytest.approx(0.1 * whole, rel=0.1)
+    assert max(zooms) == pytest.approx(2 * whole, rel=0.02)
+    assert np.mean(zooms) == pytest.approx(1.05 * whole, rel=0.05)
+
+
 # Rows of short side, long side, height, width -> height, width by exact arithmetic, rounded half up.
 @pytest.mark.parametrize(
     ("short", "long", "height", "width", "expected"),
@@ -383,6 +461,8 @@ def test_the_default_is_800_by_1333_and_a_short_side_alone_keeps_the_limit():
         (Augment, {"scale": [1.3, 0.8]}, "scale is [1.3, 0.8]: write the lower value first"),
         (Augment, {"gamma": [0, 1]}, "gamma[0]: input should be greater than 0"),
         (Augment, {"gamma": 1.0}, "gamma: "),
+        (Augment, {"hue": [0, 0.7]}, "hue[1]: input should be less than or equal to 0.5"),
+        (Augment, {"blur_sigma": [2, 1]}, "blur_sigma is [2, 1]: write the lower value first"),
         (Augment, {"crop": 4}, "crop: input should be greater than or equal to 16"),
     ],
 )
