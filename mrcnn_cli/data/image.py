@@ -131,11 +131,9 @@ def preview(path: str | Path, side: int) -> np.ndarray:
     return np.array(picture)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """The PNG file of a picture, uint8 [H, W, 3]."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
+def encode_png(image: np.ndarray) -> bytes:
+    """A picture [H, W, 3] uint8 as a PNG file's content."""
+    return _png(Image.fromarray(image))
 
 
 def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrcnn_cli.data.image import png
+from mrcnn_cli.data.image import encode_png
 from mrcnn_cli.data.panoptic import colours_of
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.evaluation.panoptic import segments_info
@@ -42,7 +42,7 @@ class PanopticFiles:
         """
         ids = segments.ids.numpy()
         make_folder((self.folder / name).parent)
-        write_bytes(self.folder / name, png(colours_of(ids)))
+        write_bytes(self.folder / name, encode_png(colours_of(ids)))
         things = sum(category["isthing"] for category in self.categories)
         info = segments_info(segments, [category["id"] for category in self.categories], things)
         height, width = ids.shape

@@ -60,7 +60,7 @@ def test_help_shows_the_default_of_every_option(mrcnn, path, command):
     for option in command.params:
         if isinstance(option, click.Option) and not option.is_flag:
             described = re.search(rf"{option.opts[-1]} (.*?)(?= --\w| -h,|$)", text)[1]
-            assert "[default: " in described, option.opts
+            assert "[default: " in described or (option.required and "[required]" in described), option.opts
 
 
 @pytest.mark.parametrize(("path", "command"), VERBS)

@@ -8,11 +8,12 @@ VERBS = {
     "check": "mrcnn_cli.commands.data.check",
     "stats": "mrcnn_cli.commands.data.stats",
     "view": "mrcnn_cli.commands.data.view",
+    "synth": "mrcnn_cli.commands.data.synth",
 }
 
 command = Verbs(
     "data",
     modules=VERBS,
-    help="Prepare, convert, check, measure and show annotated images.",
+    help="Prepare, convert, check, measure, show and make up annotated images.",
     examples=["mrcnn data prepare photos -o data", "mrcnn data check data", "mrcnn train --data data"],
 )
