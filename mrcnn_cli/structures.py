@@ -17,7 +17,8 @@ class ImageBatch:
     """Images of one batch, padded with zeros at the bottom and the right to one size.
 
     Attributes:
-        pixels: [N, C, H, W], RGB, 0..255 in any real dtype (uint8 or float32).
+        pixels: [N, C, H, W] of any real dtype: 0..255 as uint8, RGB where there are three channels, or as float32 in
+            the units of the files (data.normalize = "raw").
         sizes: (height, width) of each image inside `pixels`, without the padding.
         original_sizes: (height, width) of each picture as it lies on disk (upright); detections are reported there.
         proposals: per image [P_i, 4] in pixels of the network's input, best first, for a model that does not find its

@@ -155,14 +155,14 @@ class Dataset:
         """The map of segment ids of one picture and what they are, as in the file; None without a panoptic file."""
         return self.maps.truth(index, self.images[index]) if isinstance(self.maps, PanopticMaps) else None
 
-    def read_image(self, index: int) -> np.ndarray:
-        """One picture [H, W, 3] as `mrcnn_cli.data.image.read_image` gives it.
+    def read_image(self, index: int, channels: int | None = None) -> np.ndarray:
+        """One picture [H, W, C] as `mrcnn_cli.data.image.read_image` gives it.
 
         Raises:
             UserError: the file is no image, or of another size than the annotation file says.
         """
         record = self.images[index]
-        image = read_image(record.path)
+        image = read_image(record.path, channels)
         if image.shape[:2] != (record.height, record.width):
             raise UserError(self._wrong_size(record, image.shape[0], image.shape[1]))
         return image

@@ -1,4 +1,4 @@
-"""Pictures from files, upright and in RGB, and their pixels brought to 0..255."""
+"""Pictures from files, upright and of as many channels as are wanted, and their pixels brought to 0..255."""
 
 import io
 import os
@@ -12,17 +12,21 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mrcnn_cli.data.tiff import is_tiff, read_tiff, tiff_header
 from mrcnn_cli.errors import UserError
 
-Normalization = Literal["none", "percentile"]
+Normalization = Literal["none", "percentile", "channel_percentile", "raw"]
 
 # What a search through folders takes for an image; `read_image` tries any file.
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # 13,000 x 13,000: a picture of more would take half a gigabyte in RGB alone, and a few bytes can claim to be one.
 MAX_PIXELS = 178_956_970
 PERCENTILES = (1.0, 99.8)
+BRIGHTNESS = np.array([[0.299], [0.587], [0.114]])  # of red, green and blue (ITU-R BT.601), as Pillow's
 
 _ORIENTATION = 0x0112  # the EXIF tag
+_BITS, _SAMPLES = 258, 277  # tags of TIFF
+_EXTRA_SAMPLES = 338  # 0 is a channel, others are transparency
 _SIDEWAYS = (5, 6, 7, 8)  # its values that swap height and width
 _PIXELS = {  # Pillow's modes in words
     "1": "1-bit grey",
@@ -40,25 +44,32 @@ _PIXELS = {  # Pillow's modes in words
 }
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """The picture of a file, upright (EXIF orientation) and in RGB: [H, W, 3].
+def read_image(path: str | Path, channels: int | None = None) -> np.ndarray:
+    """The picture of a file, upright (EXIF orientation): [H, W, C].
 
-    Transparency is dropped, the colours below it stay; of an animation the first picture is taken.
+    Transparency is dropped, the colours below it stay; of an animation the first picture is taken. TIFF files of more
+    than three channels, of deep colours, and those whose pages are channels need tifffile.
 
     Args:
-        path: any format that Pillow reads.
+        path: any format that Pillow reads, and TIFF files of up to 32 channels.
+        channels: C. 1: grey, of colours their brightness; 3: RGB, grey three times; 4: RGB and transparency; others as
+            in the file. None: 3, but for files of another number of channels.
 
     Returns:
-        uint8; uint16 for grey files of 16 bits; float32 for grey files of 32 bits, integer or float. Deep pixels keep
-        the file's values, see `normalize`. Colour files of 16 bits per channel arrive as uint8.
+        uint8; uint16 for files of 16 bits; float32 for all other types, integer or float. Deep pixels keep the file's
+        values, see `normalize`. Colour files of 16 bits per channel that are no TIFF files arrive as uint8.
 
     Raises:
-        UserError: no such file, not an image, damaged or cut short, or too large.
+        UserError: no such file, not an image, damaged or cut short, too large, or of other channels.
     """
-    with _opened(Path(path)) as image:
+    path = Path(path)
+    if _needs_tifffile(path):
+        with _worded(path):
+            return _fitted(read_tiff(path, MAX_PIXELS, alpha=channels == 4), channels, path)
+    with _opened(path) as image:
         kind = image.format
         image.load()
-        return _pixels(ImageOps.exif_transpose(image), kind)
+        return _fitted(_pixels(ImageOps.exif_transpose(image), kind, channels), channels, path)
 
 
 def image_size(path: str | Path, *, upright: bool = True) -> tuple[int, int]:
@@ -94,11 +105,18 @@ def describe(path: str | Path) -> Description:
     Raises:
         UserError: no such file, not an image, or too large.
     """
-    with _opened(Path(path)) as image:
+    path = Path(path)
+    if _needs_tifffile(path):
+        with _worded(path):
+            (height, width), orientation, pixels = tiff_header(path)
+            return Description(
+                (width, height) if orientation in _SIDEWAYS else (height, width), (height, width), orientation, pixels
+            )
+    with _opened(path) as image:
         width, height = image.size
         if image.format == "PNG" and "exif" not in image.info:
             # It may stand behind the pixels. Pillow would decode all of them to look there.
-            image.info.update(_png_exif(Path(path)))
+            image.info.update(_png_exif(path))
         orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
         sizes = [(height, width), (height, width)]
         if orientation in _SIDEWAYS:
@@ -124,9 +142,7 @@ def preview(path: str | Path, side: int) -> np.ndarray:
             image.draft("RGB", (side, side))
             picture = ImageOps.exif_transpose(image).convert("RGB")
     if picture is None:
-        array = read_image(path)
-        array = array[..., :3] if array.shape[2] >= 3 else array[..., :1].repeat(3, axis=2)
-        picture = Image.fromarray(normalize(array, "none" if array.dtype == np.uint8 else "percentile"))
+        picture = Image.fromarray(as_rgb(read_image(path)))
     picture.thumbnail((side, side), Image.Resampling.BOX, reducing_gap=None)
     return np.array(picture)
 
@@ -136,23 +152,43 @@ def encode_png(image: np.ndarray) -> bytes:
     return _png(Image.fromarray(image))
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """What people look at: uint8 [H, W, 3], of a picture of any type and any number of channels.
+
+    Two channels are shown in red and green, of more than three the first three; bytes as they are, deep pixels
+    stretched channel by channel.
+    """
+    shown = image[:, :, :3]
+    if shown.shape[2] == 1:
+        shown = shown.repeat(3, axis=2)
+    elif shown.shape[2] == 2:
+        shown = np.concatenate([shown, np.zeros_like(shown[:, :, :1])], axis=2)
+    return np.ascontiguousarray(normalize(shown, "none" if shown.dtype == np.uint8 else "channel_percentile"))
+
+
 def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
-    """The picture with pixels of 0..255: uint8 [H, W, 3].
+    """The picture as the network is shown it: uint8 [H, W, C] of 0..255, but for "raw".
 
     Args:
-        image: [H, W, 3] of any real type; pixels that are not finite count as the lowest.
+        image: [H, W, C] of any real type; pixels that are not finite count as the lowest.
         mode: "none": uint8 stays as it is, other integers are scaled by the range of their type, floats by their
             lowest and highest value. "percentile": the 1st percentile of all channels together becomes 0, the 99.8th
             becomes 255 and what lies beyond is clipped, so that a dim picture becomes visible. Where both are one
             value (a few bright pixels on black) the lowest and highest take their place. A picture of one value
-            becomes 0.
+            becomes 0. "channel_percentile": the same for each channel by itself. "raw": the file's values: uint8 stays
+            as it is, everything else becomes float32.
     """
-    if mode == "none" and image.dtype == np.uint8:
+    if mode in ("none", "raw") and image.dtype == np.uint8:
         return image
+    if mode == "channel_percentile":
+        parts = [normalize(image[:, :, c : c + 1], "percentile") for c in range(image.shape[2])]
+        return np.concatenate(parts, axis=2)
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         finite = image[np.isfinite(image)]
         lowest = finite.min() if len(finite) else 0
         image = np.where(np.isfinite(image), image, np.asarray(lowest, image.dtype))
+    if mode == "raw":
+        return image.astype(np.float32)
     if mode == "percentile":
         low, high = _percentiles(image)
         if low == high:
@@ -165,12 +201,15 @@ def normalize(image: np.ndarray, mode: Normalization) -> np.ndarray:
 
 
 def resized_by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [h, w, 3] by Pillow's bilinear filter, which antialiases when shrinking.
+    """[h, w, C] by Pillow's bilinear filter, which antialiases when shrinking.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 or float32 [H, W, C].
         size: (height, width).
     """
+    if image.shape[2] != 3 or image.dtype != np.uint8:  # of these Pillow knows single channels
+        channels = [Image.fromarray(np.ascontiguousarray(image[:, :, c])) for c in range(image.shape[2])]
+        return np.stack([np.asarray(c.resize(size[::-1], Image.Resampling.BILINEAR)) for c in channels], axis=2)
     return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], Image.Resampling.BILINEAR))
 
 
@@ -213,32 +252,83 @@ def _to_bytes(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.clip(scaled, 0, 255) + 0.5).astype(np.uint8)
 
 
-def _pixels(image: Image.Image, kind: str | None) -> np.ndarray:
+def _needs_tifffile(path: Path) -> bool:
+    """Whether a file is a TIFF file of which Pillow would read nothing, or too little."""
+    if not is_tiff(path):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as image:
+                tags = getattr(image, "tag_v2", {})
+                deep = tags.get(_SAMPLES, 1) > 1 and max(tags.get(_BITS, (8,))) > 8
+                return deep or 0 in tags.get(_EXTRA_SAMPLES, ()) or _has_pages(image)
+        except UnidentifiedImageError:
+            return True
+        except Exception:  # worded where the file is read
+            return False
+
+
+def _has_pages(image: Image.Image) -> bool:
+    """Whether there is a second grey page like the first one."""
+    if getattr(image, "n_frames", 1) == 1 or image.mode in ("RGB", "RGBA", "CMYK", "YCbCr", "P"):
+        return False
+    first = (image.mode, image.size)
+    image.seek(1)
+    return (image.mode, image.size) == first
+
+
+def _pixels(image: Image.Image, kind: str | None, channels: int | None) -> np.ndarray:
+    """[H, W, C]: 1 for deep pixels, else as many as are wanted and Pillow has a mode for, else 3."""
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16)
-    elif image.mode == "I":
+        return np.asarray(image).astype(np.uint16)[:, :, None]
+    if image.mode == "I":
         # Older Pillow opens PNG files of 16 bits with 32.
-        grey = np.asarray(image).astype(np.uint16 if kind == "PNG" else np.float32)
-    elif image.mode == "F":
-        grey = np.asarray(image).astype(np.float32)
-    else:
-        return np.array(image.convert("RGB"))
-    return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.asarray(image).astype(np.uint16 if kind == "PNG" else np.float32)[:, :, None]
+    if image.mode == "F":
+        return np.asarray(image).astype(np.float32)[:, :, None]
+    if channels == 1:
+        return np.array(image.convert("L"))[:, :, None]
+    if channels == 4 and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+        return np.array(image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
+
+
+def _fitted(pixels: np.ndarray, channels: int | None, path: Path) -> np.ndarray:
+    """The picture with the channels that are wanted: grey three times, of colours their brightness."""
+    found = pixels.shape[2]
+    if found == 1 and channels in (None, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if channels in (None, found):
+        return pixels
+    if channels == 1 and found == 3:
+        grey = pixels.astype(np.float64) @ BRIGHTNESS
+        return (grey + 0.5 if pixels.dtype.kind == "u" else grey).astype(pixels.dtype)
+    raise UserError(
+        f"{path}: has {found} channel{'s' if found > 1 else ''}, but {channels} are wanted (data.channels); "
+        "convert it, or keep pictures of one kind together"
+    )
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The opened file; whatever goes wrong with it is worded for the person whose file it is."""
+    """The opened file; whatever goes wrong with it is worded."""
+    with _worded(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; large pictures are judged below
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            if width * height == 0:
+                raise UserError(f"{path}: is {width} x {height} pixels, so there is nothing in it; remove it")
+            yield image
+
+
+@contextmanager
+def _worded(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file is worded for the person whose file it is."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; large pictures are judged below
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Image.DecompressionBombError
-                if width * height == 0:
-                    raise UserError(f"{path}: is {width} x {height} pixels, so there is nothing in it; remove it")
-                yield image
+        yield
     except UserError:
         raise
     except FileNotFoundError:
@@ -256,8 +346,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name a readable image file") from None
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory; cut it into tiles") from None
-    except Exception as error:  # a broken file makes Pillow's decoders raise anything: OSError, ValueError, SyntaxError
+    except Exception as error:  # a broken file makes decoders raise anything: OSError, ValueError, SyntaxError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "imagecodecs" in reason:  # tifffile asks for it
+            raise UserError(f"{path}: its compression needs imagecodecs; run: pip install imagecodecs") from None
         raise UserError(f"{path}: damaged or cut short ({reason}); copy or export it again") from None
 
 

@@ -22,6 +22,7 @@ from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.composition import Sample
 from mrcnn_cli.data.image import Normalization, normalize
 from mrcnn_cli.data.keypoints import KeypointsConfig
+from mrcnn_cli.data.tiff import MOST_CHANNELS
 from mrcnn_cli.data.transforms import Augment, Resize, inference, resized_proposals, training
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.structures import ImageBatch, Targets
@@ -55,6 +56,7 @@ class DataConfig(Config):
     classes: tuple[str, ...] | None = None  # in label order; by default the training file's, by category id
     keypoints: KeypointsConfig = KeypointsConfig()  # of the models that learn them
     stuff: tuple[str, ...] | None = None  # the same for the classes of stuff of panoptic models
+    channels: int | None = Field(None, ge=1, le=MOST_CHANNELS)  # of a picture; None: as many as the first one has
     normalize: Normalization = "none"
     resize: Resize = Resize()
     augment: Augment = Augment()
@@ -121,7 +123,7 @@ def evaluation_batches(
 
     def batch(number: int) -> tuple[ImageBatch, list[ImageRecord]]:
         indices = range(number * batch_size, min((number + 1) * batch_size, len(dataset)))
-        images = [dataset.read_image(index) for index in indices]
+        images = [dataset.read_image(index, config.channels) for index in indices]
         proposals = None if dataset.proposals is None else [dataset.proposals[index] for index in indices]
         return images_batch(images, config, proposals), [dataset.images[index] for index in indices]
 
@@ -131,7 +133,7 @@ def evaluation_batches(
 def images_batch(
     images: Sequence[np.ndarray], config: DataConfig, proposals: Sequence[np.ndarray] | None = None
 ) -> ImageBatch:
-    """Pictures [H, W, 3] as one batch, as the network sees them outside of training.
+    """Pictures [H, W, C] as one batch, as the network sees them outside of training.
 
     Args:
         images: of any sizes.
@@ -163,7 +165,7 @@ class Pictures:
     def __getitem__(self, index: int) -> np.ndarray:
         image = self.kept.get(index)
         if image is None:
-            image = normalize(self.dataset.read_image(index), self.config.normalize)
+            image = normalize(self.dataset.read_image(index, self.config.channels), self.config.normalize)
             if image.nbytes <= self.room:  # nothing is evicted: in shuffled epochs each picture is as good as another
                 self.room -= image.nbytes
                 self.kept[index] = image

@@ -134,10 +134,11 @@ class Augment(Config):
 
 
 def inference(image: np.ndarray, resize: Resize) -> Tensor:
-    """The picture as the network sees it outside of training: [3, h, w], float32 by torchvision's method, else uint8.
+    """The picture as the network sees it outside of training: [C, h, w], float32 by torchvision's method, else of the
+    same type.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 or float32 [H, W, C].
     """
     return _resized(image, resize.size(*image.shape[:2]), resize.method)
 
@@ -151,13 +152,13 @@ def training(
     mirror: np.ndarray | None = None,
     another: Another | None = None,
 ) -> Sample:
-    """A varied picture, [3, h, w] as `inference` gives it, and its objects in the picture's new pixels.
+    """A varied picture, [C, h, w] as `inference` gives it, and its objects in the picture's new pixels.
 
     With `augment.crop` a square of the resized picture is taken (all of a side that is shorter); only that region is
     resized. Objects outside of it are left out; an object that it cuts gets the box of what is left of its mask.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 or float32 [H, W, C].
         annotations: in pixels of `image`.
         generator: gives eighteen numbers, whatever the options, so that switching one on leaves the others' draws
             alone.
@@ -245,7 +246,7 @@ def _between(bounds: tuple[float, float], draw: float) -> float:
 
 
 def _resized(image: np.ndarray, size: Size, method: str) -> Tensor:
-    """[3, h, w] as `Resize.method` says.
+    """[C, h, w] as `Resize.method` says.
 
     torch has a path of its own for uint8 in channels-last order, several times as fast as Pillow or float32; it is
     taken only if the batch's stride is right, too, which permuting a batch of one gives and unsqueezing does not.
@@ -272,11 +273,20 @@ def _cut(extent: int, resized: int, crop: int | None, draw: float) -> tuple[slic
 
 
 def _recoloured(image: np.ndarray, augment: Augment, gamma: float, contrast: float, brightness: float) -> np.ndarray:
-    """All three at once through a table of the 256 values."""
+    """All three at once: of bytes through a table of the 256 values, else between the picture's least value (0 where
+    none is negative) and its greatest."""
     exponent, factor = _between(augment.gamma, gamma), _between(augment.contrast, contrast)
     gain = _between(augment.brightness, brightness)
     if exponent == factor == gain == 1:
         return image
+    if image.dtype != np.uint8:
+        low = min(float(image.min()), 0.0)
+        span = max(float(image.max()) - low, 1e-30)
+        shares = ((image - low) / span) ** exponent
+        if factor != 1:
+            mean = shares.mean()
+            shares = mean + (shares - mean) * factor
+        return (shares * (gain * span) + low).astype(np.float32)
     values = (np.arange(256) / 255) ** exponent
     if factor != 1:
         mean = values[image].mean()
@@ -289,12 +299,16 @@ def _tinted(image: np.ndarray, saturation: float, turn: float) -> np.ndarray:
     """Colours moved from and turned around the grey of their brightness, both in the plane of YIQ's I and Q."""
     if saturation == 1 and turn == 0:
         return image
+    if image.shape[2] != 3:
+        raise ValueError(f"training: saturation and hue are of pictures in RGB, not of {image.shape[2]} channels")
     angle = 2 * np.pi * turn
     cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
     change = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
     matrix = np.linalg.inv(YIQ) @ change @ YIQ
     tinted = image.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32)
-    return (np.clip(tinted, 0, 255) + 0.5).astype(np.uint8).reshape(image.shape)
+    if image.dtype == np.uint8:
+        tinted = (np.clip(tinted, 0, 255) + 0.5).astype(np.uint8)
+    return tinted.reshape(image.shape)
 
 
 def _blurred(pixels: Tensor, sigma: float) -> Tensor:

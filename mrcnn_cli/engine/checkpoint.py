@@ -152,6 +152,9 @@ def load(
         origin, theirs = about.get("origin", ""), {}
     stuff = [category for category in categories if not category.get("isthing", 1)]
     categories = [category for category in categories if category.get("isthing", 1)]
+    if config.data.channels is None:  # as in checkpoints of before it was kept: as many as the weights take
+        data = config.data.model_copy(update={"channels": len(config.model.pixels.mean)})
+        config = config.model_copy(update={"data": data})
     model = build_model(config.model, len(categories))
     load_weights(model, tensors, str(file), theirs)
     model.to(device).to(memory_format=torch.channels_last).eval()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_cli.data.annotations import ImageRecord
-from mrcnn_cli.data.image import SUFFIXES, normalize, read_image
+from mrcnn_cli.data.image import SUFFIXES, as_rgb, normalize, read_image
 from mrcnn_cli.data.loader import images_batch
 from mrcnn_cli.data.proposals import Proposals
 from mrcnn_cli.engine.checkpoint import Checkpoint
@@ -71,7 +71,7 @@ def predict(
 
     Args:
         checkpoint: from `load`.
-        images: paths, arrays [H, W, 3] or [H, W] uint8, or PIL images.
+        images: paths, arrays [H, W, C] or, of one channel, [H, W], with pixels as in files; or PIL images.
         score_threshold: lowest score; None: the recipe's predict.score_threshold.
         proposals: per picture [P_i, 4] x1, y1, x2, y2 in its pixels, best first, for Fast R-CNN.
     """
@@ -82,8 +82,9 @@ def predict(
     if len(given) != len(pictures):
         raise UserError(f"proposals of {len(given)} pictures were given for {len(pictures)}: give one array for each")
     results = []
+    channels = checkpoint.config.data.channels or 3
     for image, boxes in zip(pictures, given, strict=True):
-        array = read_image(image) if isinstance(image, str | Path) else as_array(image)
+        array = read_image(image, channels) if isinstance(image, str | Path) else as_array(image, channels)
         results.append(_detect(checkpoint, array, boxes).above(threshold))
     return results
 
@@ -132,7 +133,7 @@ def predict_files(
     try:
         for number, (file, overlay) in enumerate(zip(files, overlays, strict=True), start=1):
             try:
-                image = read_image(file)
+                image = read_image(file, checkpoint.config.data.channels)
             except UserError as error:
                 if on_unreadable is None:
                     raise
@@ -141,7 +142,7 @@ def predict_files(
             found = _detect(checkpoint, image, None if given is None else given[number - 1]).above(threshold)
             make_folder(overlay.parent)
             # People should see what the network sees: a dim microscope image is drawn as it was stretched.
-            shown = normalize(image, config.data.normalize)
+            shown = as_rgb(normalize(image, config.data.normalize))
             if found.segments is None:
                 picture = draw(shown, found, checkpoint.classes, skeleton=skeleton)
             else:
@@ -177,19 +178,27 @@ def check_proposals(checkpoint: Checkpoint, given: bool) -> None:
         raise UserError(f"{checkpoint.path}: {name} finds its own proposals; leave --proposals out")
 
 
-def as_array(image: Any) -> np.ndarray:
-    """[H, W, 3] of an array or a PIL image.
+def as_array(image: Any, channels: int = 3) -> np.ndarray:
+    """[H, W, C] of an array or a PIL image, as `data.image.read_image` would give it.
+
+    Args:
+        image: [H, W, C]; [H, W] of one channel, which is repeated for C = 3; or a PIL image.
+        channels: C.
 
     Raises:
         UserError: neither of them, or an array of another shape.
     """
     if hasattr(image, "convert"):  # a PIL image, without importing PIL here
-        return np.asarray(image.convert("RGB"))
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+        if mode is None:
+            raise UserError(f"an image must be an array [H, W, {channels}], got a PIL image ({image.mode})")
+        image = image.convert(mode)
     array = np.asarray(image)
-    if array.ndim == 2:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise UserError(f"an image must be [H, W, 3] or [H, W], got an array of shape {list(array.shape)}")
+    if array.ndim == 2 and channels in (1, 3):
+        array = np.repeat(array[:, :, None], channels, axis=2)
+    if array.ndim != 3 or array.shape[2] != channels or 0 in array.shape:
+        grey = " or [H, W]" if channels in (1, 3) else ""
+        raise UserError(f"an image must be [H, W, {channels}]{grey}, got an array of shape {list(array.shape)}")
     return array
 
 

@@ -34,7 +34,26 @@ def load_backbone(model: nn.Module, config: RunConfig) -> None:
         UserError: the package with the weights is missing, or its file is not the one we know.
     """
     if config.model.backbone.weights == "imagenet":
-        load_weights(model.get_submodule("backbone"), lite0_weights(), "ImageNet weights of efficientnet_lite0")
+        backbone = model.get_submodule("backbone")
+        tensors = lite0_weights()
+        channels = backbone.state_dict()["stem.weight"].shape[1]
+        tensors["stem.weight"] = for_channels(tensors["stem.weight"], channels)
+        load_weights(backbone, tensors, "ImageNet weights of efficientnet_lite0")
+
+
+def for_channels(weight: Tensor, channels: int) -> Tensor:
+    """The weights [O, C, k, k] of a first convolution for C channels, from those for RGB [O, 3, k, k].
+
+    On pictures whose channels are all the same the output stays what it was for grey in RGB: of one or two channels
+    each has its share of the sum of all three; of more, channel c has the weights of colour c mod 3, divided among the
+    channels that have them.
+    """
+    if channels == weight.shape[1]:
+        return weight
+    if channels < 3:
+        return weight.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
+    colours = torch.arange(channels) % 3
+    return weight[:, colours] / colours.bincount()[colours].view(1, -1, 1, 1)
 
 
 def lite0_weights() -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
+from mrcnn_cli.engine.pixels import fit_pixels
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.evaluation.keypoints import keypoint_sigmas
 from mrcnn_cli.models import ModelConfig
@@ -65,7 +66,7 @@ class Run:
     """A run that is ready to start.
 
     Attributes:
-        config: resolved: classes, number of classes and data filled in.
+        config: resolved: classes, number of classes, channels and data filled in.
         train: training images.
         val: validation images, None where there are none.
         folder: where everything is written.
@@ -158,8 +159,10 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         _check_stuff(config.model.num_stuff, train)
     if config.train.evaluate_every is not None and val is None:
         raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
-    resolved = _resolved(config, train, split, val_split)
-    warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved)]
+    data, pixels, pixel_warnings = fit_pixels(config.data, config.model.pixels, train)
+    model = config.model.model_copy(update={"pixels": pixels})
+    resolved = _resolved(config.model_copy(update={"model": model, "data": data}), train, split, val_split)
+    warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved), *pixel_warnings]
     return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
 
 

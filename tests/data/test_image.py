@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrcnn_cli.data.image import image_size, normalize, read_image
+from mrcnn_cli.data.image import as_rgb, image_size, normalize, read_image
 from mrcnn_cli.errors import UserError
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
@@ -274,3 +274,53 @@ def test_pixels_that_are_not_finite_count_as_the_lowest(mode):
     assert (result[0, :2] == 0).all()
     assert result.max() == 255
     assert (normalize(np.full((2, 2, 3), np.nan, np.float32), mode) == 0).all()
+
+
+def test_grey_and_transparency_are_given_where_they_are_wanted(tmp_path):
+    path = save(COLOURS, tmp_path / "a.png")
+    brightness = COLOURS @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(read_image(path, 1)[:, :, 0] - brightness).max() <= 0.51
+    assert np.array_equal(read_image(path, 3), COLOURS)
+    assert np.array_equal(read_image(save(GREY, tmp_path / "grey.png"), 1), GREY[:, :, None])
+    deep = GREY.astype(np.uint16) * 257
+    assert np.array_equal(read_image(save(deep, tmp_path / "deep.png"), 1), deep[:, :, None])
+    clear = np.concatenate([COLOURS, GREY[:, :, None]], axis=2)
+    assert np.array_equal(read_image(save(clear, tmp_path / "rgba.png"), 4), clear)
+    assert np.array_equal(read_image(tmp_path / "rgba.png"), COLOURS)
+    with pytest.raises(UserError, match=r"has 3 channels, but 4 are wanted \(data.channels\)"):
+        read_image(path, 4)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_percentiles_of_each_channel_are_those_of_it_alone(kind, channels):
+    generator = np.random.default_rng(4)
+    image = (generator.gamma(2.0, 10.0, (50, 61, channels)) * np.arange(1, channels + 1)).clip(0, 255).astype(kind)
+    result = normalize(image, "channel_percentile")
+    assert result.dtype == np.uint8
+    for channel in range(channels):
+        assert np.array_equal(result[:, :, channel], normalize(image[:, :, [channel]], "percentile")[:, :, 0])
+        assert result[:, :, channel].max() == 255
+
+
+def test_raw_pixels_are_those_of_the_file():
+    assert normalize(COLOURS, "raw") is COLOURS
+    deep = np.array([0, 4095, 65535, 17], np.uint16).reshape(2, 1, 2)
+    assert normalize(deep, "raw").dtype == np.float32
+    assert np.array_equal(normalize(deep, "raw"), deep)
+    floats = np.array([1.5, np.nan, -2.0, np.inf], np.float32).reshape(2, 1, 2)
+    assert normalize(floats, "raw").ravel().tolist() == [1.5, -2.0, -2.0, -2.0]
+
+
+def test_people_see_something_of_any_number_of_channels():
+    image = np.random.default_rng(0).integers(0, 256, (6, 7, 5), np.uint8)
+    assert np.array_equal(as_rgb(image), image[:, :, :3])
+    assert np.array_equal(as_rgb(image[:, :, :1]), image[:, :, :1].repeat(3, 2))
+    two = as_rgb(image[:, :, :2])
+    assert np.array_equal(two[:, :, :2], image[:, :, :2])
+    assert not two[:, :, 2].any()
+    deep = as_rgb(image.astype(np.uint16) * np.array([1, 10, 100, 1, 1], np.uint16))
+    assert deep.dtype == np.uint8
+    assert deep.reshape(-1, 3).max(0).tolist() == [255, 255, 255]
+    assert as_rgb(COLOURS.astype(np.float32) - 1000).shape == COLOURS.shape
+    assert as_rgb(COLOURS[:, ::-1]).flags.c_contiguous

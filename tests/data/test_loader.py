@@ -253,7 +253,7 @@ def test_the_cache_keeps_pictures_while_they_fit(files, monkeypatch):
     dataset = files.read()
     read = []
     original = Dataset.read_image
-    monkeypatch.setattr(Dataset, "read_image", lambda self, index: (read.append(index), original(self, index))[1])
+    monkeypatch.setattr(Dataset, "read_image", lambda self, index, _: (read.append(index), original(self, index))[1])
     list(training_batches(dataset, recipe(cache_mb=1), batch_size=3, seed=0, steps=5))
     assert sorted(read) == [0, 1, 2]
     read.clear()

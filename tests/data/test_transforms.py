@@ -414,6 +414,47 @@ def test_large_scale_jitter_shows_pictures_a_tenth_to_twice_as_large_in_a_window
     assert np.mean(zooms) == pytest.approx(1.05 * whole, rel=0.05)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("method", ["antialias", "pillow", "torchvision"])
+def test_each_channel_goes_the_way_of_colours(channels, kind, method):
+    """Also through crops, turns and blur: a channel by itself, repeated three times, becomes the same."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, channels)).astype(kind)
+    augment, resize = Augment(**EVERYTHING, crop=64, blur=0.5), Resize(scale=1.3, method=method)
+    for seed in range(6):
+        pixels, _ = training(image, annotated([]), resize, augment, np.random.default_rng(seed))
+        assert pixels.shape[0] == channels
+        assert pixels.numpy().dtype == (np.float32 if method == "torchvision" else kind)
+        for channel in range(channels):
+            alone = image[:, :, [channel] * 3]
+            expected, _ = training(alone, annotated([]), resize, augment, np.random.default_rng(seed))
+            assert (pixels[channel].float() - expected[0].float()).abs().max() <= (
+                1 if pixels.dtype == torch.uint8 else 1e-3
+            )
+
+
+def test_the_brightness_of_deep_pixels_changes_between_their_least_and_greatest_value():
+    image = np.array([[0.0, 1000.0], [2000.0, 4000.0]], np.float32)[:, :, None]
+
+    def changed(**options):
+        augment = Augment(flip=0, **options)
+        pixels, _ = training(image, annotated([]), Resize(scale=1.0), augment, np.random.default_rng(0))
+        return pixels[0].flatten().tolist()
+
+    assert changed(brightness=(0.5, 0.5)) == pytest.approx([0, 500, 1000, 2000])
+    assert changed(gamma=(2, 2)) == pytest.approx([0, 250, 1000, 4000])
+    assert changed(contrast=(0.5, 0.5)) == pytest.approx([875, 1375, 1875, 2875])
+    image -= 1000
+    assert changed(brightness=(0.5, 0.5)) == pytest.approx([-1000, -500, 0, 1000])
+
+
+def test_colours_of_other_than_three_channels_cannot_be_varied():
+    with pytest.raises(ValueError, match="not of 4 channels"):
+        training(
+            np.zeros((4, 4, 4), np.uint8), annotated([]), Resize(), Augment(hue=(0.1, 0.2)), np.random.default_rng(0)
+        )
+
+
 # Rows of short side, long side, height, width -> height, width by exact arithmetic, rounded half up.
 @pytest.mark.parametrize(
     ("short", "long", "height", "width", "expected"),

@@ -1,0 +1,63 @@
+"""The recipe fitted to the pictures' channels and depth, before the first step."""
+
+import numpy as np
+
+from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.image import normalize
+from mrcnn_cli.data.loader import DataConfig
+from mrcnn_cli.data.statistics import channel_statistics
+from mrcnn_cli.errors import UserError
+from mrcnn_cli.models.preprocess import PixelsConfig
+
+AUTO = "--set model.pixels.mean=auto --set model.pixels.deviation=auto"
+# Pictures of 16 bits that use less than this part of the range, as those of 12-bit cameras, lose most of their depth.
+USED_RANGE = 0.25
+FAR = 10.0  # deviations from the recipe's mean at which a picture cannot be meant
+
+
+def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[DataConfig, PixelsConfig, list[str]]:
+    """Both tables with the number of channels, mean and deviation filled in, and what a person should know.
+
+    The channels are those of the first picture, unless the recipe says how many. Where its mean is "auto", or has
+    another number of values, mean and deviation are computed from the training pictures.
+
+    Raises:
+        UserError: a picture that cannot be read; colours to vary in pictures without colours.
+    """
+    image = train.read_image(0, data.channels)
+    channels = image.shape[2]
+    data = data.model_copy(update={"channels": channels})
+    if channels != 3 and (data.augment.saturation != (1, 1) or data.augment.hue != (0, 0)):
+        raise UserError(
+            f"data.augment: saturation and hue are of pictures in RGB, {train.images[0].path} has {channels} channels; "
+            "leave them out"
+        )
+    warnings = _depth_warnings(image, data, train)
+    if pixels.mean != "auto" and len(pixels.mean) != channels:
+        warnings.append(
+            f"the pictures have {channels} channels, model.pixels.mean has {len(pixels.mean)} values: mean and "
+            "deviation are computed from the training pictures and kept with the weights"
+        )
+        pixels = pixels.model_copy(update={"mean": "auto", "deviation": "auto"})
+    if pixels.mean == "auto":
+        statistics = [tuple(float(f"{value:.6g}") for value in values) for values in channel_statistics(train, data)]
+        mean, deviation = (values[::-1] if pixels.channels == "bgr" else values for values in statistics)
+        pixels = PixelsConfig.model_validate(pixels.model_dump() | {"mean": mean, "deviation": deviation})
+    elif data.normalize == "raw":
+        found = normalize(image, "raw").reshape(-1, channels).mean(0)
+        given = np.array([pixels.mean, pixels.deviation], np.float64)
+        if (np.abs(found - given[0]) > FAR * given[1]).any():
+            warnings.append(
+                f"{train.images[0].path}: the mean of its pixels is {found.max():g}, far from model.pixels.mean; "
+                f"{AUTO} computes it from the pictures"
+            )
+    return data, pixels, warnings
+
+
+def _depth_warnings(image: np.ndarray, data: DataConfig, train: Dataset) -> list[str]:
+    if image.dtype != np.uint16 or data.normalize != "none" or image.max() >= USED_RANGE * 65535:
+        return []
+    return [
+        f"{train.images[0].path}: its 16-bit pixels reach {image.max()} of 65535 and would become nearly black; take "
+        f"--set data.normalize=percentile, or data.normalize=raw with {AUTO}"
+    ]
