@@ -57,7 +57,7 @@ class _Object:
             return None
         moved = replace(self, box=box).shifted(-window[0], -window[1])
         if moved.keypoints is not None:
-            at, limits = moved.keypoints[:, :2], (window[2] - window[0], window[3] - window[1])
+            at, limits = moved.keypoints[:, :2], np.subtract(window[2:], window[:2])
             shown = ((at >= 0) & (at <= limits)).all(1)
             moved = replace(moved, keypoints=np.where(shown[:, None], moved.keypoints, 0))
         if moved.mask is None:
