@@ -66,6 +66,9 @@ NAMES: Table = (
     ("roi_heads.mask_head.mask_fcn{index+1}.{*}", "mask_head.convs.{index}.{*}"),
     ("roi_heads.mask_predictor.conv5_mask.{*}", "mask_head.upsample.{*}"),
     ("roi_heads.mask_predictor.mask_fcn_logits.{*}", "mask_head.logits.{*}", without_background),
+    # keypoints; every second layer is an activation
+    *((f"roi_heads.keypoint_head.{2 * index}.{{*}}", f"keypoint_head.convs.{index}.{{*}}") for index in range(8)),
+    ("roi_heads.keypoint_predictor.kps_score_lowres.{*}", "keypoint_head.logits.{*}"),
 )
 
 # The keys of a recipe that its detectors take for granted; those of heads count where a model has the head.
@@ -89,6 +92,9 @@ CONVENTIONS: dict[str, Any] = {
     "model.mask_head.target.aligned": False,
     "model.mask_head.target.threshold": 0.0,
     "model.mask_head.paste": "whole_pixels",
+    "model.keypoint_head.roi.sampling_ratio": 2,
+    "model.keypoint_head.roi.aligned": False,
+    "model.keypoint_head.score": "logit",
     "data.resize.method": "torchvision",
     "data.size_divisor": 32,
 }
