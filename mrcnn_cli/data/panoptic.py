@@ -175,28 +175,35 @@ class PanopticMaps:
             f"files are missing); put all into one of {places}"
         )
 
-    def objects(self, content: dict[str, Any]) -> dict[str, Any]:
-        """The things as the content of an ordinary COCO file, without masks."""
+    def objects(self, content: dict[str, Any], *, masks: bool = False) -> dict[str, Any]:
+        """The things as the content of an ordinary COCO file.
+
+        Boxes and areas that the list lacks, as lists of other tools do, are taken from the PNG files.
+
+        Args:
+            content: of the file.
+            masks: with the things' masks, for which every PNG file is read.
+        """
         things = [entry for entry in self.categories if self.things[entry["id"]]]
         listed = {entry["image_id"]: entry["segments_info"] for entry in content["annotations"]}
         annotations = []
         for place, number in enumerate(self.numbers):
             segments = [segment for segment in listed[number] if self.things[segment["category_id"]]]
-            for segment, (bbox, area) in zip(segments, self._extents(place, segments), strict=True):
-                annotation = {"id": self._object(place, segment["id"]), "image_id": number, "bbox": bbox, "area": area}
-                annotations.append({**annotation, **{key: segment.get(key) for key in ("category_id", "iscrowd")}})
+            shapes: list[Any] = [None] * len(segments)
+            if masks or not all(segment.get("bbox") and segment.get("area") for segment in segments):
+                shapes = self._encodings(place, read_ids(self._file(place)), [segment["id"] for segment in segments])
+            for segment, encoding in zip(segments, shapes, strict=True):
+                annotation: dict[str, Any] = {"id": self._object(place, segment["id"]), "image_id": number}
+                annotation |= {key: segment.get(key) for key in ("category_id", "iscrowd", "bbox", "area")}
+                if encoding is not None:
+                    height, width = encoding["size"]
+                    x1, y1, x2, y2 = visible_box(encoding, (0, 0, width, height)) or (0, 0, 0, 0)
+                    annotation["bbox"] = annotation["bbox"] or [x1, y1, x2 - x1, y2 - y1]
+                    annotation["area"] = annotation["area"] or int(run_lengths(encoding)[1::2].sum())
+                    if masks:
+                        annotation["segmentation"] = {**encoding, "counts": encoding["counts"].decode("ascii")}
+                annotations.append(annotation)
         return {**content, "categories": things, "annotations": annotations}
-
-    def _extents(self, place: int, segments: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
-        """Box and area of each segment, taken from the PNG where one is missing, as in lists that other tools write."""
-        if all(segment.get("bbox") and segment.get("area") for segment in segments):
-            return [(segment["bbox"], segment["area"]) for segment in segments]
-        ids, extents = read_ids(self._file(place)), []
-        height, width = ids.shape
-        for encoding in self._encodings(place, ids, [segment["id"] for segment in segments]):
-            x1, y1, x2, y2 = visible_box(encoding, (0, 0, width, height)) or (0, 0, 0, 0)
-            extents.append(([x1, y1, x2 - x1, y2 - y1], int(run_lengths(encoding)[1::2].sum())))
-        return extents
 
     def _encodings(self, place: int, ids: np.ndarray, wanted: Sequence[int]) -> list[dict[str, Any]]:
         found = []

@@ -18,6 +18,7 @@ from mrcnn_cli.data.check.tables import Split, Table
 from mrcnn_cli.data.coco import read_content, without_collecting
 from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, dataset_toml, read_dataset_file
 from mrcnn_cli.data.loader import SplitConfig
+from mrcnn_cli.data.panoptic import PanopticMaps, is_panoptic
 from mrcnn_cli.engine.anchor_fit import anchors_of, best_overlaps, objects_of
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.run import RunConfig
@@ -136,13 +137,16 @@ def check(
 
 
 def read_splits(source: Source) -> tuple[list[Split], list[Finding]]:
-    """The content of all annotation files, and which cannot be read."""
+    """The content of all annotation files, of panoptic ones the things, and which cannot be read."""
     splits, findings = [], []
     for name, split in source.splits.items():
         assert split.images is not None
         assert split.annotations is not None
         try:
-            splits.append(Split(name, split.images, split.annotations, read_content(split.annotations)))
+            content = read_content(split.annotations)
+            if is_panoptic(content):
+                content = PanopticMaps(split.annotations, content, None).objects(content, masks=True)
+            splits.append(Split(name, split.images, split.annotations, content))
         except UserError as error:
             findings.append(Finding("unreadable-file", name, str(split.annotations), str(error)))
     return splits, findings

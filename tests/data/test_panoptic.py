@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from mrcnn_cli.data.annotations import ImageAnnotations
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, training_batches
-from mrcnn_cli.data.panoptic import colours_of, encodings, read_ids
+from mrcnn_cli.data.panoptic import PanopticMaps, colours_of, encodings, read_ids
 from mrcnn_cli.data.transforms import Augment, Resize, training
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.structures import IGNORED
@@ -104,6 +104,17 @@ def test_boxes_and_areas_that_a_list_lacks_are_taken_from_the_png(files):
     stripped = read(changed(files, strip))
     assert np.array_equal(stripped.annotations.boxes, whole.annotations.boxes)
     assert np.array_equal(stripped.annotations.areas, whole.annotations.areas)
+
+
+def test_the_things_of_a_file_are_an_ordinary_file_with_masks(files):
+    content = json.loads(files[1].read_text())
+    plain = PanopticMaps(files[1], content, None).objects(content, masks=True)
+    path = files[1].with_name("objects.json")
+    path.write_text(json.dumps(plain))
+    ordinary, panoptic = Dataset.read(files[0], path), read(files)
+    assert [a["segmentation"] for a in ordinary.coco()["annotations"]] == [
+        a["segmentation"] for a in panoptic.coco()["annotations"]
+    ]
 
 
 @pytest.mark.parametrize("name", ["shapes", "panoptic_shapes", "."])

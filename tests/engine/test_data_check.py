@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mrcnn_cli.data.check.faults import FAULTS
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.engine.data_check import check, find_source, fix
 from mrcnn_cli.engine.run import read_config
 from mrcnn_cli.errors import UserError
+from tests import panoptic_shapes
 from tests.planted import PLANTS, Planted
 
 CONFIG = read_config("mask_rcnn_r18_fpn")
@@ -77,3 +79,14 @@ def test_a_mended_data_set_can_be_read_where_the_faulty_one_could_not(data, tmp_
     dataset = Dataset.read(tmp_path / "train", tmp_path / "mended" / "train.json")
     assert dataset.warnings == []
     assert dataset.has_masks
+
+
+def test_of_a_panoptic_file_the_things_are_checked_with_their_masks(tmp_path):
+    images, path = panoptic_shapes.write(tmp_path, 3)
+    report = check(find_source(None, [images], [path]), CONFIG, workers=0)
+    assert len(report.tables[0]) == 9
+    assert len(report.tables[0].encodings) == 9
+    assert report.counts["error"] == 0
+    Image.new("RGB", (80, 64)).save(path.with_suffix("") / "2.png")
+    [found] = check(find_source(None, [images], [path]), CONFIG, workers=0).by_fault()["unreadable-file"]
+    assert "2.png: has no pixels of segment" in found.words
