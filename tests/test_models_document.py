@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 
 from mrcnn_cli.config import recipes
-from tests.models.test_against_detectron2 import MODELS
 
-TEXT = (Path(__file__).resolve().parent.parent / "docs" / "models.md").read_text()
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "docs" / "models.md").read_text()
 DETECTRON2 = TEXT[TEXT.index("### Detectron2\n") : TEXT.index("### Detectron\n")]
 ROW = re.compile(r"^\| `([^`]+)` \| (?:`(\w+)`)? ?\| ([^|]*)\|(?: (\w*) ?\|)?$", re.M)
-PROVEN_ELSEWHERE = {"retinanet_r50_fpn_3x"}  # tests/models/test_retinanet.py
 
 
 def listed(text):
@@ -31,7 +30,7 @@ def test_recipes_that_are_named_exist():
 
 @pytest.mark.parametrize("name", sorted(recipes()))
 def test_figures_that_a_recipe_quotes_from_detectron2_are_those_of_the_table(name):
-    comment = "\n".join(line for line in recipes()[name].read_text().split("\n\n")[0].splitlines())
+    comment = recipes()[name].read_text().split("\n\n")[0]
     quoted = re.search(r"Detectron2 lists (.*?) on COCO", comment)
     if quoted is None:
         assert name not in listed(DETECTRON2)
@@ -42,4 +41,7 @@ def test_figures_that_a_recipe_quotes_from_detectron2_are_those_of_the_table(nam
 
 def test_parity_is_claimed_of_those_recipes_alone_that_a_test_compares():
     claimed = {ours for ours, (_, checked) in listed(DETECTRON2).items() if checked == "parity"}
-    assert claimed == {recipe for recipe, *_ in MODELS.values()} | PROVEN_ELSEWHERE
+    compared = [
+        text for path in (ROOT / "tests" / "models").glob("test_*.py") if "Reference(" in (text := path.read_text())
+    ]
+    assert claimed == set(recipes()) & set(re.findall(r'"(\w+)"', "".join(compared)))
