@@ -79,7 +79,7 @@ def override(table: dict[str, Any], assignments: Iterable[str] | Mapping[str, An
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise UserError(f"--set {dotted}: '{'.'.join(parents[: depth + 1])}' is a value, not a table")
-        inner[key] = value
+        inner[key] = _copy(value)  # a later key may reach into it
     return result
 
 

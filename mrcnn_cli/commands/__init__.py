@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "mrcnn_cli.commands.predict",
     "proposals": "mrcnn_cli.commands.proposals",
     "data": "mrcnn_cli.commands.data",
+    "weights": "mrcnn_cli.commands.weights",
     "config": "mrcnn_cli.commands.config",
     "doctor": "mrcnn_cli.commands.doctor",
     "gradcheck": "mrcnn_cli.commands.gradcheck",

@@ -76,7 +76,8 @@ def command(
 ) -> None:
     """Evaluate a trained model by COCO's metrics.
 
-    RUN is a run's folder, of which the best weights are taken; by default the newest run.
+    RUN is a run's folder, of which the best weights are taken; by default the newest run. CHECKPOINT may be a file of
+    another system too.
     """
     if split is not None and data is None:
         raise click.UsageError("--split names a split of a prepared data set: give it with --data DATA")
@@ -115,7 +116,7 @@ def command(
     )
     for warning in dataset.warnings:
         say_warning(warning)
-    say(f"weights  {shown_path(checkpoint.path)} (step {checkpoint.step})")
+    say(f"weights  {shown_path(checkpoint.path)} ({checkpoint.provenance})")
     say(f"data     {len(dataset):,} images of {shown_path(annotations)}")
     segments = None
     if out is not None and dataset.maps is not None:

@@ -38,7 +38,10 @@ class Row(NamedTuple):
 )
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option(
-    "--weights", metavar="RUN|FILE", show_default="the newest run", help="A run, for its best weights, or a checkpoint."
+    "--weights",
+    metavar="RUN|FILE",
+    show_default="the newest run",
+    help="A run, for its best weights, a checkpoint, or a file of another system.",
 )
 @click.option(
     "--out",
@@ -88,7 +91,7 @@ def command(
     files = find_images(images)
     checkpoint = load(weights or latest_run(), choose_device(device), assignments)
     newest = "" if weights else " of the newest run"
-    say(f"weights  {shown_path(checkpoint.path)}{newest} (step {checkpoint.step}, {len(checkpoint.classes)} classes)")
+    say(f"weights  {shown_path(checkpoint.path)}{newest} ({checkpoint.provenance}, {len(checkpoint.classes)} classes)")
     given = read_any_proposals(proposals) if proposals is not None else None
     failures: dict[Path, str] = {}
 

@@ -65,6 +65,12 @@ from mrcnn_cli.errors import UserError
     help="Images to evaluate on and their COCO annotations.",
 )
 @click.option(
+    "--weights",
+    metavar="RUN|FILE",
+    show_default="the recipe's",
+    help="Start from these: a run, a checkpoint, a file of another system, or an ImageNet backbone.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -86,6 +92,7 @@ def command(
     data: Path | None,
     train_split: tuple[str, str] | None,
     val_split: tuple[str, str] | None,
+    weights: str | None,
     out: Path | None,
     resume: Path | None,
     device: str,
@@ -93,17 +100,21 @@ def command(
 ) -> int | None:
     """Train a model, evaluate it and keep its weights.
 
-    CONFIG is a shipped recipe's name (see 'mrcnn config list') or a TOML file. Without it, a recipe is chosen that fits
-    the data and what is installed, and without data, a small sample of nuclei is learnt.
+    CONFIG is a shipped recipe's name (see 'mrcnn config list') or a TOML file. Without it, the recipe of --weights is
+    taken, or one that fits the data and what is installed, and without data, a small sample of nuclei is learnt.
     """
-    if resume is not None and (config or data or train_split or val_split or out):
+    if resume is not None and (config or data or train_split or val_split or weights or out):
         raise click.UsageError(
-            "--resume takes recipe, data and folder from the run: leave CONFIG, --data, --train, --val and --out out"
+            "--resume takes recipe, data, weights and folder from the run: leave CONFIG, --data, --train, --val, "
+            "--weights and --out out"
         )
     if data is not None and (train_split or val_split):
         raise click.UsageError("--data names all splits: leave --train and --val out")
     overrides = [*_prepared_keys(data), *_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
+    if weights is not None:
+        overrides.append(f"train.weights={json.dumps(weights, ensure_ascii=False)}")
 
+    from mrcnn_cli.engine import start
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.run import default_recipe, new_folder, prepare, read_config
 
@@ -115,12 +126,14 @@ def command(
             say(f"changed: {change}")
     else:
         own_data = any(text.startswith("data.train.") for text in overrides)
-        recipe, reason = (config, "") if config else default_recipe(own_data)
+        recipe, reason = (config, "") if config else (weights, "its own") if weights else default_recipe(own_data)
         folder = new_folder(recipe, out)
     if not config and resume is None:
         say(f"no recipe named: taking {recipe}, {reason}")
-    run = prepare(read_config(recipe, overrides), folder, device)
-    for warning in run.warnings:
+    of_weights = weights is not None and not config
+    settings = start.recipe_of(recipe, overrides) if of_weights else read_config(recipe, overrides)
+    run = prepare(settings, folder, device)
+    for warning in (*run.warnings, *(start.remarks(run) if resume is None else ())):
         say_warning(warning)
     _say_header(run, recipe)
     return _train(run, resume=resume is not None, as_json=as_json)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Checkpoint:
         path: the file that it came from.
         step: optimiser steps that it has seen, 0 for a file of another system.
         origin: the system that the weights come from, empty for our own.
+        left_out: tensors of another system's file that are not needed, and why.
     """
 
     model: nn.Module
@@ -42,6 +43,12 @@ class Checkpoint:
     step: int
     origin: str = ""
     stuff: Sequence[dict[str, Any]] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def provenance(self) -> str:
+        """Where the weights come from, in two words."""
+        return f"from {self.origin}" if self.origin else f"step {self.step}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -136,10 +143,11 @@ def load(
     if is_foreign(file):
         read = foreign.read(file)
         converted = foreign.convert(read, overrides, recipe)
-        tensors, config, categories = converted.tensors, converted.config, converted.categories
-        step, origin, theirs = 0, read.system.NAME, read.renamed.sources
+        config, categories, renamed = converted.config, converted.categories, read.renamed
+        step, origin = 0, read.system.NAME
     else:
         tensors, about = read_tensors(file)
+        renamed, origin = foreign.Renamed(tensors), about.get("origin", "")
         try:
             table, categories, step = (
                 recipes.loads(about["config"]),
@@ -149,16 +157,15 @@ def load(
         except (KeyError, ValueError) as error:
             raise UserError(f"{file}: holds no weights to predict with ({error}); give best.safetensors") from None
         config = recipes.validate(RunConfig, recipes.override(table, overrides), str(file))
-        origin, theirs = about.get("origin", ""), {}
     stuff = [category for category in categories if not category.get("isthing", 1)]
     categories = [category for category in categories if category.get("isthing", 1)]
     if config.data.channels is None:  # as in checkpoints of before it was kept: as many as the weights take
         data = config.data.model_copy(update={"channels": len(config.model.pixels.mean)})
         config = config.model_copy(update={"data": data})
     model = build_model(config.model, len(categories))
-    load_weights(model, tensors, str(file), theirs)
+    load_weights(model, renamed.tensors, str(file), renamed.sources)
     model.to(device).to(memory_format=torch.channels_last).eval()
-    return Checkpoint(model, config, categories, file, step, origin, stuff)
+    return Checkpoint(model, config, categories, file, step, origin, stuff, renamed.left_out)
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from mrcnn_cli.config import Config
 
 
 class TrainConfig(Config):
+    weights: Path | None = None  # start from these: a run, a checkpoint, or a file of another system
     steps: int = Field(90_000, ge=1)
     batch_size: int = Field(16, ge=1)  # images per step, over all processes
     seed: int = Field(0, ge=0)

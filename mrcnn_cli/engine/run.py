@@ -159,6 +159,12 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         _check_stuff(config.model.num_stuff, train)
     if config.train.evaluate_every is not None and val is None:
         raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
+    if config.model.backbone.weights == "given" and config.train.weights is None:
+        raise UserError(
+            "model.backbone.weights = 'given': this recipe starts from weights; give a file with --weights FILE (an "
+            "ImageNet backbone or a whole model), or start from scratch: --set model.backbone.weights=none --set "
+            "model.backbone.norm=batch_norm"
+        )
     data, pixels, pixel_warnings = fit_pixels(config.data, config.model.pixels, train)
     model = config.model.model_copy(update={"pixels": pixels})
     resolved = _resolved(config.model_copy(update={"model": model, "data": data}), train, split, val_split)
@@ -375,7 +381,9 @@ def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: 
         data = data.model_copy(update={"keypoints": train.keypoints})
         sigmas = keypoint_sigmas(names, evaluate.keypoint_sigmas)
         evaluate = evaluate.model_copy(update={"keypoint_sigmas": sigmas})
-    return config.model_copy(update={"model": model, "data": data, "evaluate": evaluate})
+    weights = config.train.weights
+    start = config.train.model_copy(update={"weights": weights and weights.resolve()})
+    return config.model_copy(update={"model": model, "data": data, "evaluate": evaluate, "train": start})
 
 
 def _absolute(split: SplitConfig) -> SplitConfig:

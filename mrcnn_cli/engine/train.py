@@ -14,6 +14,7 @@ from torch import nn
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.loader import training_batches
+from mrcnn_cli.engine import start
 from mrcnn_cli.engine.checkpoint import read_tensors, write_tensors, write_weights
 from mrcnn_cli.engine.evaluate import evaluate
 from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
@@ -55,12 +56,14 @@ class Step:
 class Trainer:
     """Everything that changes from step to step, and how it is saved and restored."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, resume: bool = False):
         config = run.config
         torch.manual_seed(config.train.seed)
         self.run = run
         self.model = build_model(config.model, len(run.train.classes))
-        load_backbone(self.model, config)
+        if not resume:  # what is restored has seen its start weights
+            load_backbone(self.model, config)
+            start.fill(self.model, config)
         self.model.to(run.device).to(memory_format=torch.channels_last).train()
         self.optimizer = build_optimizer(config.train, self.model)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
@@ -134,7 +137,7 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         Interrupted: `should_stop` said so; everything is saved.
     """
     config, folder = run.config, run.folder
-    trainer = Trainer(run)
+    trainer = Trainer(run, resume)
     if resume:
         trainer.restore()
         rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)

@@ -84,3 +84,11 @@ def test_an_unknown_subcommand_names_the_closest(mrcnn):
     outcome = mrcnn("config", "shw")
     assert outcome.status == 2
     assert outcome.error == "no such command 'shw'; did you mean 'show'?"
+
+
+def test_overrides_leave_the_callers_tables_alone():
+    from mrcnn_cli.config import override
+
+    changes = {"model": {"width": 8}, "model.width": 16}
+    assert override({}, changes) == {"model": {"width": 16}}
+    assert changes["model"] == {"width": 8}

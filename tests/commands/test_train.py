@@ -146,7 +146,7 @@ def test_an_evaluation_that_was_interrupted_is_done_when_the_run_goes_on(mrcnn, 
 def test_resume_takes_everything_from_the_run(mrcnn, trained):
     outcome = mrcnn("train", "nuclei", "--resume", trained)
     assert outcome.status == 2
-    assert outcome.error.startswith("--resume takes recipe, data and folder from the run")
+    assert outcome.error.startswith("--resume takes recipe, data, weights and folder from the run")
 
 
 @pytest.mark.parametrize("missing", ["config.toml", "state.safetensors"])

@@ -4,7 +4,7 @@ Each system has a module with four things: NAME; NAMES, one readable table of wh
 CONVENTIONS, the keys of a recipe that its weights take for granted; `categories`, the classes for their number.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,14 @@ from torch import Tensor
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.engine.foreign import detectron2, torchvision
-from mrcnn_cli.engine.foreign.architecture import HEADS, model_table, number_of_classes, number_of_stuff, parts_of
+from mrcnn_cli.engine.foreign.architecture import (
+    HEADS,
+    backbone_table,
+    model_table,
+    number_of_classes,
+    number_of_stuff,
+    parts_of,
+)
 from mrcnn_cli.engine.foreign.categories import named, with_stuff
 from mrcnn_cli.engine.foreign.names import Renamed, known, rename
 from mrcnn_cli.engine.foreign.pickles import read_weights
@@ -54,9 +61,8 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Converted:
-    """A whole model of another system: its weights, a recipe that gives its numbers, its classes."""
+    """What a whole model of another system is used with: a recipe that gives its numbers, and its classes."""
 
-    tensors: dict[str, Tensor]
     config: RunConfig
     categories: list[dict[str, Any]]
 
@@ -99,7 +105,7 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
             f"{', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}"
         )
     try:
-        table = recipes.read(recipes.find(recipe)) if recipe else _recipe(system, foreign.tensors)
+        table = recipes.read(recipes.find(recipe)) if recipe else told_recipe(foreign)
         classes = number_of_classes(foreign.tensors)
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: from {system.NAME}, but {error.args[0]}") from None
@@ -114,11 +120,17 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
         raise UserError(f"{path}: has {stuff} classes of stuff, but data.stuff names {len(names)}")
     if stuff:
         categories = with_stuff(categories, stuff, names)
-    return Converted(foreign.tensors, config, categories)
+    return Converted(config, categories)
 
 
-def _recipe(system: Any, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    model = model_table(tensors)
+def told_recipe(foreign: Foreign) -> dict[str, Any]:
+    """The tables of a recipe for these weights; of a backbone alone, what is known of models that begin with it.
+
+    Raises:
+        ValueError: no model here has these parts, or they are of no known shape.
+    """
+    system = foreign.system
+    model = backbone_table(foreign.tensors) if foreign.is_backbone else model_table(foreign.tensors)
     conventions = {**system.CONVENTIONS, **system.special_conventions(model)}
     # Of heads that the model does not have, nothing is said.
     fitting = {key: value for key, value in conventions.items() if _part(key) in model or _part(key) not in HEADS}

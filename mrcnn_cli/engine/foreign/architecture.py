@@ -45,6 +45,11 @@ def model_table(tensors: Tensors) -> Table:
     return table
 
 
+def backbone_table(tensors: Tensors) -> Table:
+    """The table [model] as far as a backbone alone tells it."""
+    return {"name": "", "backbone": _resnet(tensors), "fpn": {"pyramid": True}}
+
+
 def parts_of(tensors: Tensors) -> frozenset[str]:
     """The top modules that the tensors belong to: backbone, fpn, rpn, box_head, ..."""
     return frozenset(name.partition(".")[0] for name in tensors)

@@ -110,7 +110,7 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def categories(count: int, model: str) -> list[dict[str, Any]]:
-    """label -> {"id", "name"} for so many classes of a model of that name; ids begin with 1, as torchvision's do."""
+    """label -> {"id", "name"} for so many classes of a model of that name; ids begin with 1, as its labels."""
     if model == "keypoint_rcnn" and count == 1:
         return coco_slots()[:1]  # persons
     return coco_slots() if count == 90 else numbered(count)
