@@ -9,8 +9,14 @@ from typing import Any
 from mrcnn_cli.errors import UserError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """`data` as a file, whole or not at all: a temporary file beside it, then a rename.
+
+    Args:
+        path: the file.
+        data: its content.
+        durable: wait until it is on the disk, so that it outlives a power failure; for thousands of small files that
+            can be made again, that takes longer than the work.
 
     Raises:
         UserError: the folder is not writable or the disk is full; what lay at `path` before is untouched.
@@ -19,8 +25,9 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with open(aside, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)

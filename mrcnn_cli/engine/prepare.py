@@ -69,7 +69,7 @@ def collect(
     classes: Sequence[str] = (),
     options: Iterable[str] = (),
     out: Path | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> Collected:
     """The pictures and objects of a source.
 
@@ -80,7 +80,7 @@ def collect(
         classes: the classes to take, in label order; of a format that has no names, their names.
         options: "key=value" of the format.
         out: where results will be written, which is no part of the source.
-        progress: called with the pictures read so far, twice.
+        progress: called with the number of pictures read so far.
 
     Raises:
         UserError: the format cannot be guessed, is unknown, or nothing can be read.
@@ -100,7 +100,7 @@ def collect(
         if picture.path not in reading.missing:
             picture.instances = [one for one in picture.instances if _is_sound(one, picture, reading)]
             pictures.append(picture)
-            progress(len(pictures), len(pictures))
+            progress(len(pictures))
     if not pictures:
         first = f": {reading.faults[0]}" if reading.faults else ""
         more = f" (and {len(reading.faults) - 1} more faults)" if len(reading.faults) > 1 else ""
@@ -284,7 +284,7 @@ def convert(collection: Collection, source: Path, target: str, out: Path, *, cop
         if isinstance(data, Picture):
             _place([data], [path.name], path.parent, copy)
         else:
-            write_bytes(path, data)
+            write_bytes(path, data, durable=False)
     counts = {name: summary(pictures) for name, pictures in collection.splits.items()}
     return Written(out, counts, losses.lines())
 
@@ -332,7 +332,7 @@ def _place(pictures: Sequence[Picture], names: Sequence[str], folder: Path, copy
     for picture, name in zip(pictures, names, strict=True):
         path = folder / name
         if picture.embedded is not None:
-            write_bytes(path, picture.embedded())
+            write_bytes(path, picture.embedded(), durable=False)
             continue
         aside = path.with_name(f".{name}.{os.getpid()}.tmp")
         try:

@@ -176,6 +176,14 @@ def test_what_the_target_cannot_hold_is_said(mrcnn, source, shapes, tmp_path):
     assert "warning: yolo cannot hold all: 1 crowd or region to ignore left out" in outcome.err
 
 
+def test_help_names_all_formats(mrcnn):
+    from mrcnn_cli.commands.data.prepare import FORMATS as NAMED
+    from mrcnn_cli.data.formats import FORMATS, WRITERS
+
+    assert sorted(NAMED) == sorted(FORMATS)
+    assert ", ".join(WRITERS[:-1]) in " ".join(mrcnn("data", "convert", "--help").out.split())
+
+
 def test_faults_of_the_request_are_named(mrcnn, source):
     assert (
         "known formats: prepared, lvis, coco" in mrcnn("data", "prepare", source, "-o", "a", "--format", "pascal").error

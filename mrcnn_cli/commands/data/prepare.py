@@ -17,9 +17,30 @@ from mrcnn_cli.commands.console import (
     table,
     typed_path,
 )
-from mrcnn_cli.commands.progress import Counter
+from mrcnn_cli.commands.progress import Activity
 
 SHOWN_FAULTS = 20
+# The keys of data.formats.FORMATS, which cannot be imported for the help: that would load torch.
+FORMATS = (
+    "coco",
+    "lvis",
+    "panoptic",
+    "yolo",
+    "voc",
+    "labelme",
+    "via",
+    "cvat",
+    "cityscapes",
+    "kitti",
+    "openimages",
+    "tfrecord",
+    "csv",
+    "frcnn",
+    "rle-csv",
+    "instance-masks",
+    "label-maps",
+    "prepared",
+)
 
 
 def source_options(verb: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,7 +51,7 @@ def source_options(verb: Callable[..., Any]) -> Callable[..., Any]:
             "--format",
             metavar="FORMAT",
             show_default="guessed",
-            help="The format of the annotations: docs/data.md lists them; a wrong one names them.",
+            help=f"The format of the annotations: {', '.join(FORMATS)}.",
         ),
         click.option(
             "--images",
@@ -165,7 +186,7 @@ def read_source(
     from mrcnn_cli.engine.prepare import collect
 
     names = class_names(classes)
-    with Counter("reading") as counter:
+    with Activity("reading") as activity:
         collected = collect(
             source,
             format=format,
@@ -173,7 +194,7 @@ def read_source(
             classes=names,
             options=assignments,
             out=out,
-            progress=counter.update,
+            progress=lambda count: activity.say(f"read {count:,} images"),
         )
     if collected.reason:
         say(f"format   {collected.format}: {collected.reason}")

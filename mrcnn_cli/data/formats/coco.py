@@ -195,15 +195,16 @@ def content(
     numbers = category_ids(collection)
     flat = [instance for picture in pictures for instance in picture.instances]
     kept = _ids([instance.id for instance in flat], first_id, exact=all(one.label is not None for one in flat))
-    next_id, place = max(kept, default=0) + 1, 0
+    free, place = max(kept, default=0) + 1, 0
     masks = collection.has_masks
     annotations: list[dict[str, Any]] = []
     for picture, image_id in zip(pictures, ids, strict=True):
         for instance in picture.instances:
-            number, place = kept[place], place + 1
-            for label in [instance.label] if instance.label is not None else collection.classes:
+            labels = [instance.label] if instance.label is not None else collection.classes
+            fresh = [kept[place], *range(free, free + len(labels) - 1)]
+            free, place = free + len(labels) - 1, place + 1
+            for number, label in zip(fresh, labels, strict=True):
                 annotations.append(_annotation(instance, number, image_id, numbers[label], picture, masks))
-                number, next_id = next_id, next_id + 1
     return {
         "info": {},
         "licenses": [],

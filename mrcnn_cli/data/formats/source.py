@@ -202,7 +202,7 @@ class Reading:
         path = (self.source.images or near) / name.replace("\\", "/")
         if path not in self.missing:
             self.missing.add(path)
-            self.faults.append(f"{path}: no such image, or several that could be it; name their folder with --images")
+            self.faults.append(f"{path}: no such image, or several that could be it; give their folder with --images")
         return path
 
     def size(self, path: Path) -> tuple[int, int]:
