@@ -111,6 +111,15 @@ def test_the_area_of_parts_that_overlap_is_counted_once(tmp_path, parts, area):
     assert found_in(content)[1] == []
 
 
+@pytest.mark.parametrize("area", [None, float("nan"), "256", True])
+def test_an_area_that_is_none_is_computed(tmp_path, area):
+    content = content_of(tmp_path)
+    content["annotations"][0]["area"] = area
+    tables, findings = found_in(content)
+    assert [finding.words for finding in findings] == ["has no area, that of its mask is 256"]
+    assert repaired(tables, findings)[0][0]["annotations"][0]["area"] == 256
+
+
 def test_objects_of_other_classes_at_one_place_are_no_repetition(tmp_path):
     content = content_of(tmp_path)
     content["annotations"].append(content["annotations"][0] | {"id": 99, "category_id": 2})

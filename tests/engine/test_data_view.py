@@ -89,6 +89,7 @@ def test_predictions_are_shown_beside_the_truth_of_the_split_that_is_evaluated(d
         {"image_id": 1, "category_id": 2, "bbox": [22, 5, 16, 16], "score": 0.3},
         {"image_id": 2, "category_id": 2, "bbox": [22, 6, 16, 16], "score": 0.7},
     ]
+    results[-1]["segmentation"] = {"size": [SIDE, SIDE], "counts": [6, 2, SIDE * SIDE - 8]}
     (tmp_path / "results.json").write_text(json.dumps(results))
     index, pictures = shown(data, tmp_path, predictions=tmp_path / "results.json")
     assert index["splits"] == ["val"]
@@ -96,6 +97,7 @@ def test_predictions_are_shown_beside_the_truth_of_the_split_that_is_evaluated(d
     first, second = pictures[0]["predictions"]
     assert (first[9], first[10]) == (0.9, 0)
     assert (second[9], second[10], second[6]) == (0.8, 1, "M2 30h8l-4 8z")
+    assert pictures[1]["predictions"][0][6] == "M0 6h1v2h-1z"
     assert pictures[2]["predictions"] == []
 
 

@@ -48,7 +48,7 @@ FAULTS: dict[str, Fault] = {
     "box-outside": Fault("error", "a box that lies outside of its image", "left out"),
     "box-leaves-image": Fault("warning", "a box that leaves its image", "clipped"),
     "box-disagrees": Fault("warning", "a box that disagrees with its mask", "taken from the mask"),
-    "area-disagrees": Fault("warning", "an area that disagrees with the mask or box", "computed anew"),
+    "area-disagrees": Fault("warning", "an area that is missing or disagrees with the mask or box", "computed anew"),
     # masks
     "mask-missing": Fault("warning", "an object without a mask where others have one"),
     "mask-malformed": Fault("error", "a segmentation that is neither polygons nor runs", "left out"),

@@ -185,11 +185,12 @@ def _area_findings(table: Table, crossed: np.ndarray) -> list[Finding]:
     boxed = table.bboxes[:, 2] * table.bboxes[:, 3]
     expected = np.where(masked, expected, boxed)
     findings = []
-    for a in np.flatnonzero(_area_differs(table.areas, expected)).tolist():
+    wrong = _area_differs(table.areas, expected) | (np.isnan(table.areas) & np.isfinite(expected))
+    for a in np.flatnonzero(wrong).tolist():
         of_what = "mask" if masked[a] else "box"
         value = round(float(expected[a]), 2)
-        words = f"its area is {table.areas[a]:g}, that of its {of_what} is {value:g}"
-        findings.append(table.finding("area-disagrees", a, words, value=value))
+        said = "has no area" if np.isnan(table.areas[a]) else f"its area is {table.areas[a]:g}"
+        findings.append(table.finding("area-disagrees", a, f"{said}, that of its {of_what} is {value:g}", value=value))
     return findings
 
 
