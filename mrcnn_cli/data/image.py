@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mrcnn_cli.data.tiff import is_tiff, read_tiff, tiff_header
+from mrcnn_cli.data.tiff import encode_tiff, is_tiff, read_tiff, tiff_header
 from mrcnn_cli.errors import UserError
 
 Normalization = Literal["none", "percentile", "channel_percentile", "raw"]
@@ -147,9 +147,16 @@ def preview(path: str | Path, side: int) -> np.ndarray:
     return np.array(picture)
 
 
-def encode_png(image: np.ndarray) -> bytes:
-    """A picture [H, W, 3] uint8 as a PNG file's content."""
-    return _png(Image.fromarray(image))
+def encode_image(image: np.ndarray) -> tuple[str, bytes]:
+    """The suffix and content of a file that holds a picture [H, W, C] without loss: PNG where that can, else TIFF.
+
+    Raises:
+        UserError: it takes a TIFF file of several channels, and tifffile is not installed.
+    """
+    channels = image.shape[2]
+    if (image.dtype == np.uint8 and channels in (1, 3, 4)) or (image.dtype == np.uint16 and channels == 1):
+        return ".png", _png(Image.fromarray(image[:, :, 0] if channels == 1 else image))
+    return ".tif", encode_tiff(image)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mrcnn_cli.data.outlines import as_polygon, joined
 from mrcnn_cli.ops.run_lengths import compressed, run_lengths
 from mrcnn_cli.structures import Size
 
@@ -63,6 +64,72 @@ def encode(window: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any
     ends = np.delete(ends, [touching, touching + 1])
     lengths = np.diff(ends, prepend=0, append=height * width)
     return {"size": [height, width], "counts": compressed(lengths if lengths[-1] else lengths[:-1])}
+
+
+def clip_polygon(polygon: Sequence[float], window: Window) -> list[list[float]]:
+    """The part of a polygon within a window, as polygons [x1, y1, x2, y2, ...]; none where nothing is.
+
+    What the window's edges cut into several parts becomes several polygons, but for parts that may lie within one
+    another, such as a hole cut off from its outline: these become one with bridges between them, since inside of one
+    polygon is what the even-odd rule says, and of several what is inside of any.
+    """
+    rings = [np.asarray(polygon, np.float64).reshape(-1, 2)]
+    for axis in (0, 1):
+        rings = [part for ring in rings for part in _beyond(ring, axis, window[axis], 1)]
+        rings = [part for ring in rings for part in _beyond(ring, axis, window[axis + 2], -1)]
+    apart: list[list[np.ndarray]] = []
+    for ring in rings:
+        near = [group for group in apart if any(_boxes_meet(ring, other) for other in group)]
+        apart = [group for group in apart if not any(group is other for other in near)]
+        apart.append([ring, *(other for group in near for other in group)])
+    return [as_polygon(joined(group)) for group in apart]
+
+
+def _beyond(ring: np.ndarray, axis: int, bound: float, sign: int) -> list[np.ndarray]:
+    """The parts of a ring [P, 2] where sign * (coordinate - bound) is positive, closed along the bound."""
+    inside = sign * (ring[:, axis] - bound) > 0
+    if inside.all():
+        return [ring]
+    start = int(np.argmin(inside))  # a corner outside, so that no stretch of corners inside goes around the end
+    ring, inside = np.roll(ring, -start, axis=0), np.roll(inside, -start)
+    after = np.roll(inside, -1)
+    stretches = []
+    for i, j in zip(np.flatnonzero(~inside & after), np.flatnonzero(inside & ~after), strict=True):
+        ends = [_crossing(ring[a], ring[b % len(ring)], axis, bound) for a, b in ((i, i + 1), (j, j + 1))]
+        stretches.append(np.vstack([ends[0], ring[i + 1 : j + 1], ends[1]]))
+
+    # Along the bound, inside is between the first and second end, between the third and fourth, and so on.
+    def along(end: tuple[int, int]) -> float:
+        return float(stretches[end[0]][end[1], 1 - axis])
+
+    order = sorted(((number, end) for number in range(len(stretches)) for end in (0, -1)), key=along)
+    for place in range(0, len(order) - 2, 2):  # of ends in one point, one that leaves is joined to one that enters
+        one, other, spare = order[place : place + 3]
+        if one[1] == other[1] != spare[1] and along(other) == along(spare):
+            order[place + 1], order[place + 2] = spare, other
+    partner = dict(zip(order[::2], order[1::2], strict=True)) | dict(zip(order[1::2], order[::2], strict=True))
+    parts = []
+    fresh = set(range(len(stretches)))
+    while fresh:
+        number, end = min(fresh), 0
+        pieces = []
+        while number in fresh:
+            fresh.remove(number)
+            pieces.append(stretches[number] if end == 0 else stretches[number][::-1])
+            number, end = partner[number, -1 if end == 0 else 0]
+        parts.append(np.vstack(pieces))
+    return parts
+
+
+def _boxes_meet(one: np.ndarray, other: np.ndarray) -> bool:
+    return bool((np.maximum(one.min(0), other.min(0)) < np.minimum(one.max(0), other.max(0))).all())
+
+
+def _crossing(a: np.ndarray, b: np.ndarray, axis: int, bound: float) -> np.ndarray:
+    """Where the edge from a to b crosses the bound."""
+    point = a + (b - a) * ((bound - a[axis]) / (b[axis] - a[axis]))
+    point[axis] = bound
+    return point
 
 
 def _box_of_runs(runs: np.ndarray, height: int, window: Window) -> Window | None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_cli.data.masks import cut_runs, encode, visible_box
+from mrcnn_cli.data.masks import clip_polygon, cut_runs, encode, visible_box
 from mrcnn_cli.ops.run_lengths import run_lengths
 
 
@@ -113,3 +113,67 @@ def test_a_window_of_no_pixels_is_an_empty_mask():
     expected = coco_mask.encode(np.zeros((4, 5), np.uint8, order="F"))["counts"]
     for shape in ((0, 0), (3, 0), (0, 2)):
         assert encode(np.zeros(shape, bool), 0, 0, (4, 5))["counts"] == expected
+
+
+def parity(points: np.ndarray, polygon) -> np.ndarray:
+    """How often a ray to the right of each point [P, 2] crosses a polygon, modulo 2."""
+    start = np.reshape(polygon, (-1, 2))
+    end = np.roll(start, -1, axis=0)
+    crossings = np.zeros(len(points), int)
+    for (x1, y1), (x2, y2) in zip(start, end, strict=True):
+        if y1 != y2:
+            level = (y1 > points[:, 1]) != (y2 > points[:, 1])
+            crossings += level & (points[:, 0] < x1 + (x2 - x1) * (points[:, 1] - y1) / (y2 - y1))
+    return crossings % 2
+
+
+def star(generator: np.random.Generator, corners: int) -> np.ndarray:
+    """A polygon that does not cross itself, with deep notches."""
+    angles = np.sort(generator.uniform(0, 2 * np.pi, corners))
+    radii = generator.uniform(2, 20, corners)
+    return np.stack([20 + radii * np.cos(angles), 20 + radii * np.sin(angles)], axis=1)
+
+
+@pytest.mark.parametrize("whole", [False, True])  # whole numbers: corners and edges on the window's edges
+@pytest.mark.parametrize("kind", ["star", "crossing"])
+def test_a_clipped_polygon_is_the_part_of_it_in_the_window(kind, whole):
+    generator = np.random.default_rng(2 * whole + (kind == "star"))
+    several = 0
+    for _ in range(300):
+        corners = int(generator.integers(3, 25))
+        points = star(generator, corners) if kind == "star" else generator.uniform(0, 40, (corners, 2))
+        points = points.round(0) if whole else points
+        (x1, x2), (y1, y2) = np.sort(generator.uniform(0, 40, (2, 2)).round(0 if whole else 6), axis=1)
+        if x1 == x2 or y1 == y2:
+            continue
+        parts = clip_polygon(points.reshape(-1).tolist(), (x1, y1, x2, y2))
+        asked = generator.uniform(0, 40, (400, 2))
+        asked[:200] = generator.uniform((x1, y1), (x2, y2), (200, 2))
+        within = ((asked > (x1, y1)) & (asked < (x2, y2))).all(1)
+        found = sum((parity(asked, part) for part in parts), np.zeros(400, int))
+        assert found.max() <= 1  # they do not overlap
+        assert np.array_equal(found, parity(asked, points) * within)
+        for part in parts:
+            at = np.reshape(part, (-1, 2))
+            assert (at >= (x1, y1)).all()
+            assert (at <= (x2, y2)).all()
+        several += len(parts) > 1
+    assert several > 10
+
+
+def test_a_polygon_within_its_window_is_left_as_it_is_and_one_outside_is_gone():
+    polygon = [1.0, 2.0, 9.0, 2.5, 5.0, 8.0]
+    assert clip_polygon(polygon, (0, 0, 10, 10)) == [polygon]
+    assert clip_polygon(polygon, (20, 0, 30, 10)) == []
+    assert clip_polygon([0.0, 0, 10, 0, 10, 5, 0, 5], (0, 5, 10, 10)) == []  # it touches the window
+
+
+def test_a_bridge_to_a_hole_still_encloses_nothing():
+    """A square with a hole, cut through hole and bridge."""
+    polygon = [0, 0, 20, 0, 20, 20, 0, 20, 0, 10, 6, 10, 6, 14, 14, 14, 14, 6, 6, 6, 6, 10, 0, 10]
+    generator = np.random.default_rng(0)
+    for window in ((3, 0, 20, 20), (0, 10, 20, 20), (6, 6, 14, 14), (0, 0, 10, 10), (2, 9, 18, 11), (0, 10, 10, 20)):
+        parts = clip_polygon(polygon, window)
+        asked = generator.uniform(window[:2], window[2:], (500, 2))
+        found = sum((parity(asked, part) for part in parts), np.zeros(500, int))
+        assert np.array_equal(found, parity(asked, polygon))

@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from mrcnn_cli.data.image import MAX_PIXELS, image_size, read_image
+from mrcnn_cli.data.image import MAX_PIXELS, encode_image, image_size, read_image
 from mrcnn_cli.data.tiff import encode_tiff, read_tiff
 from mrcnn_cli.errors import UserError
 
@@ -109,6 +109,21 @@ def test_what_is_encoded_is_read_again(tmp_path, kind, channels):
     image = pixels(kind, channels)
     (tmp_path / "a.tif").write_bytes(encode_tiff(image))
     assert np.array_equal(read_image(tmp_path / "a.tif", channels), image)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
+def test_a_picture_is_written_without_loss_as_png_where_that_can_hold_it(tmp_path, kind, channels):
+    image = pixels(kind, channels)
+    suffix, content = encode_image(image)
+    assert suffix == (
+        ".png" if (kind, channels) in {(np.uint8, 1), (np.uint8, 3), (np.uint8, 4), (np.uint16, 1)} else ".tif"
+    )
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    read = read_image(path, channels)
+    assert read.dtype == kind
+    assert np.array_equal(read, image)
 
 
 def refusal(path, channels=None) -> str:

@@ -8,12 +8,13 @@ VERBS = {
     "check": "mrcnn_cli.commands.data.check",
     "stats": "mrcnn_cli.commands.data.stats",
     "view": "mrcnn_cli.commands.data.view",
+    "tile": "mrcnn_cli.commands.data.tile",
     "synth": "mrcnn_cli.commands.data.synth",
 }
 
 command = Verbs(
     "data",
     modules=VERBS,
-    help="Prepare, convert, check, measure, show and make up annotated images.",
+    help="Prepare, convert, check, measure, show, cut and make up annotated images.",
     examples=["mrcnn data prepare photos -o data", "mrcnn data check data", "mrcnn train --data data"],
 )
