@@ -124,7 +124,8 @@ def mosaic(samples: Sequence[Sample], generator: np.random.Generator, visibility
     semantic = samples[0][1].semantic
     semantic = None if semantic is None else semantic.new_empty((height, width))
     objects: list[_Object] = []
-    crowds: list[np.ndarray] = []
+    crowds: list[Tensor] = []
+    proposals: list[Tensor | None] = []
     for place, (part, targets) in enumerate(samples):
         top, bottom = ((0, above), (above, height))[place // 2]
         left, right = ((0, before), (before, width))[place % 2]
@@ -136,13 +137,12 @@ def mosaic(samples: Sequence[Sample], generator: np.random.Generator, visibility
             cut = thing.cut(window, visibility)
             if cut is not None:
                 objects.append(cut.shifted(left, top))
-        regions = targets.crowds.double().numpy().reshape(-1, 2, 2).clip(window[:2], window[2:]).reshape(-1, 4)
-        regions = regions[(regions[:, 2:] > regions[:, :2]).all(1)]
-        crowds.append(regions + np.array([left - x, top - y] * 2))
+        crowds.append(_cut_boxes(targets.crowds, window, left, top))
+        proposals.append(None if targets.proposals is None else _cut_boxes(targets.proposals, window, left, top))
         if semantic is not None and targets.semantic is not None:
             semantic[top:bottom, left:right] = targets.semantic[window[1] : window[3], window[0] : window[2]]
-    first = replace(samples[0][1], semantic=semantic)
-    return pixels, _targets(objects, np.concatenate(crowds), (height, width), first)
+    first = replace(samples[0][1], crowds=torch.cat(crowds), proposals=_by_rank(proposals), semantic=semantic)
+    return pixels, _targets(objects, (height, width), first)
 
 
 def paste(under: Sample, over: Sample, generator: np.random.Generator, visibility: Visibility) -> Sample:
@@ -186,7 +186,9 @@ def paste(under: Sample, over: Sample, generator: np.random.Generator, visibilit
         semantic = targets.semantic.clone()
         semantic.numpy()[cover] = THINGS
         targets = replace(targets, semantic=semantic)
-    return result, _targets(objects, targets.crowds.double().numpy(), size, targets)
+    if targets.proposals is not None and over[1].proposals is not None:
+        targets = replace(targets, proposals=_by_rank([targets.proposals, _cut_boxes(over[1].proposals, window, 0, 0)]))
+    return result, _targets(objects, size, targets)
 
 
 def _meet(limit: int, first: Sequence[int], second: Sequence[int], draw: float) -> tuple[int, int]:
@@ -260,7 +262,24 @@ def _sampled(encoding: dict[str, Any], matrix: np.ndarray, size: Size) -> tuple[
     return found.T if turned else found, top, left
 
 
-def _targets(objects: Sequence[_Object], crowds: np.ndarray, size: Size, like: Targets) -> Targets:
+def _cut_boxes(boxes: Tensor, window: tuple[int, int, int, int], left: int, top: int) -> Tensor:
+    """The parts of boxes [B, 4] in a window x1, y1, x2, y2 that is put at (left, top); those without area left out."""
+    corner, limits = torch.tensor(window[:2]), torch.tensor(window[2:])
+    cut = boxes.reshape(-1, 2, 2).clamp(corner, limits) + (torch.tensor([left, top]) - corner)
+    return cut.reshape(-1, 4)[(cut[:, 1] > cut[:, 0]).all(1)]
+
+
+def _by_rank(proposals: Sequence[Tensor | None]) -> Tensor | None:
+    """Several pictures' proposals, the best of each first, then the second best, and so on."""
+    given = [boxes for boxes in proposals if boxes is not None]
+    if not given:
+        return None
+    ranks = torch.cat([torch.arange(len(boxes)) for boxes in given])
+    return torch.cat(given)[ranks.argsort(stable=True)]
+
+
+def _targets(objects: Sequence[_Object], size: Size, like: Targets) -> Targets:
+    """These objects, and all else as it is."""
     masks = None
     if like.masks is not None:
         encodings = [encode(thing.mask, thing.top, thing.left, size) for thing in objects if thing.mask is not None]
@@ -273,7 +292,6 @@ def _targets(objects: Sequence[_Object], crowds: np.ndarray, size: Size, like: T
         like,
         boxes=torch.tensor(np.array([thing.box for thing in objects]), dtype=torch.float32).reshape(-1, 4),
         labels=torch.tensor([thing.label for thing in objects], dtype=torch.int64),
-        crowds=torch.tensor(crowds, dtype=torch.float32).reshape(-1, 4),
         masks=masks,
         keypoints=keypoints,
     )

@@ -147,6 +147,11 @@ def preview(path: str | Path, side: int) -> np.ndarray:
     return np.array(picture)
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """A picture of bytes [H, W, 1], [H, W, 3] or [H, W, 4], or of 16 bits [H, W, 1], as a PNG file's content."""
+    return _png(Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image))
+
+
 def encode_image(image: np.ndarray) -> tuple[str, bytes]:
     """The suffix and content of a file that holds a picture [H, W, C] without loss: PNG where that can, else TIFF.
 
@@ -155,7 +160,7 @@ def encode_image(image: np.ndarray) -> tuple[str, bytes]:
     """
     channels = image.shape[2]
     if (image.dtype == np.uint8 and channels in (1, 3, 4)) or (image.dtype == np.uint16 and channels == 1):
-        return ".png", _png(Image.fromarray(image[:, :, 0] if channels == 1 else image))
+        return ".png", encode_png(image)
     return ".tif", encode_tiff(image)
 
 

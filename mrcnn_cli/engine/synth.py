@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, SourceConfig, dataset_toml
-from mrcnn_cli.data.image import encode_image
+from mrcnn_cli.data.image import encode_png
 from mrcnn_cli.data.loader import SplitConfig
 from mrcnn_cli.data.shapes import CLASSES, shapes
 from mrcnn_cli.engine.evaluate import Progress
@@ -51,9 +51,8 @@ def write_shapes(
         annotations: list[dict[str, Any]] = []
         for number in range(1, count + 1):
             image, labels, masks = shapes(seed, name, number, size, most)
-            suffix, content = encode_image(image)
-            file_name = f"{number:06}{suffix}"
-            write_bytes(out / name / file_name, content)
+            file_name = f"{number:06}.png"
+            write_bytes(out / name / file_name, encode_png(image))
             images.append({"id": number, "file_name": file_name, "height": size[0], "width": size[1]})
             for label, mask in zip(labels, masks, strict=True):
                 annotations.append(_annotation(len(annotations) + 1, number, label + 1, mask))

@@ -196,6 +196,38 @@ def test_crowds_go_where_their_picture_goes():
     assert torch.equal(kept.crowds, crowd)
 
 
+def test_proposals_go_where_their_picture_goes_the_best_of_each_first():
+    """Each picture has one around all of it and one around its middle, which the canvas always shows a part of."""
+    samples = []
+    for number in range(4):
+        pixels, targets = plain(np.full((40, 40, 3), number, np.uint8), [], [])
+        boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [5.0, 5.0, 35.0, 35.0]])
+        samples.append((pixels, replace(targets, proposals=boxes)))
+    for seed in range(10):
+        pixels, targets = mosaic(samples, rng(seed), ALL)
+        assert len(targets.proposals) == 8
+        for number, (x1, y1, x2, y2) in enumerate(targets.proposals[:4].int().tolist()):
+            expected = torch.zeros_like(pixels[0], dtype=torch.bool)
+            expected[y1:y2, x1:x2] = True
+            assert torch.equal(pixels[0] == number, expected)
+        for whole, middle in zip(targets.proposals[:4], targets.proposals[4:], strict=True):
+            assert (middle[:2] >= whole[:2]).all()
+            assert (middle[2:] <= whole[2:]).all()
+
+
+def test_of_a_pasted_picture_the_proposals_come_too(monkeypatch):
+    always(monkeypatch)
+    image, below = bar((40, 40), np.s_[10:20, 10:20], 1)
+    cover, above = bar((30, 30), np.s_[5:15, 5:15], 61)
+    under, over = plain(image, [below], [0]), plain(cover, [above], [100])
+    under = (under[0], replace(under[1], proposals=under[1].boxes.repeat(3, 1)))
+    over = (over[0], replace(over[1], proposals=over[1].boxes))
+    for seed in range(10):
+        _, targets = paste(under, over, rng(seed), ALL)
+        assert torch.equal(targets.proposals[1], targets.boxes[-1])
+        assert torch.equal(targets.proposals[[0, 2, 3]], under[1].proposals)
+
+
 def test_pictures_that_are_too_small_make_a_smaller_mosaic_without_gaps():
     sizes = [(50, 50), (20, 10), (12, 50), (30, 8)]
     samples = [plain(np.full((*size, 3), 10 + number, np.uint8), [], []) for number, size in enumerate(sizes)]
