@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, model_validator
 
-from mrcnn_cli.config import Config
+from mrcnn_cli.config import Config, validate
 from mrcnn_cli.errors import UserError
 
 Pairs = tuple[tuple[str, str], ...]
@@ -48,14 +48,14 @@ class KeypointsConfig(Config):
         return self
 
     def completed(self, names: Sequence[str], skeleton: Pairs) -> "KeypointsConfig":
-        """With what is not given taken from a file; pairs to flip from the names."""
-        pairs = left_and_right(names) if self.flip_pairs is None else self.flip_pairs
-        return KeypointsConfig(
-            names=tuple(names),
-            skeleton=skeleton if self.skeleton is None else self.skeleton,
-            flip_pairs=pairs,
-            offset=self.offset,
-        )
+        """With what is not given taken from a file; pairs to flip from the names.
+
+        Raises:
+            UserError: what is given does not fit the names.
+        """
+        found = {"names": names, "skeleton": skeleton, "flip_pairs": left_and_right(names)}
+        given = {key: value for key, value in self.model_dump().items() if value is not None}
+        return validate(KeypointsConfig, found | given, "data.keypoints")
 
     def mirror(self) -> np.ndarray:
         """[P] int64: the place of the keypoint that each is after a picture was mirrored."""
