@@ -13,7 +13,10 @@ with warnings.catch_warnings():
     from torchvision.models import detection
     from torchvision.ops.misc import FrozenBatchNorm2d
 
-DETECTORS = tuple(f"{kind}_resnet50_fpn{version}" for kind in ("fasterrcnn", "maskrcnn") for version in ("", "_v2"))
+DETECTORS = (
+    *(f"{kind}_resnet50_fpn{version}" for kind in ("fasterrcnn", "maskrcnn") for version in ("", "_v2")),
+    "keypointrcnn_resnet50_fpn",
+)
 # Small pictures and few regions, for tests that are done in seconds: torchvision's argument -> our key and the number.
 SMALL = {
     "min_size": ("data.resize.short_side", 200),
@@ -74,6 +77,11 @@ def detector(name, seed, **options):
             model.eval()
             logits = model.roi_heads.mask_predictor.mask_fcn_logits
             spread(logits, 2.0, lambda: model.roi_heads.mask_predictor(model.roi_heads.mask_head(regions)))
+        if getattr(model.roi_heads, "keypoint_head", None) is not None:
+            regions = model.roi_heads.keypoint_roi_pool(features, [p[:20] for p in proposals], images.image_sizes)
+            hidden = model.roi_heads.keypoint_head(regions)
+            predictor = model.roi_heads.keypoint_predictor
+            spread(predictor.kps_score_lowres, 2.0, lambda: predictor(hidden))
     if not name.endswith("_v2"):
         freeze_norms(model)
     return model.eval()

@@ -32,6 +32,26 @@ COCO_STUFF = {
 }  # fmt: skip
 
 
+# The keypoints of COCO's persons, and the lines that join them.
+COCO_KEYPOINTS = (
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
+COCO_SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
+    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+
+
+def coco_keypoints(model: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a recipe that name a model's keypoints, where their number is that of COCO's persons."""
+    if model.get("num_keypoints") != len(COCO_KEYPOINTS):
+        return {}
+    skeleton = [[COCO_KEYPOINTS[one], COCO_KEYPOINTS[other]] for one, other in COCO_SKELETON]
+    return {"data.keypoints.names": list(COCO_KEYPOINTS), "data.keypoints.skeleton": skeleton}
+
+
 def coco_categories() -> list[dict[str, Any]]:
     """The 80 classes: label -> {"id", "name"}."""
     return [{"id": number, "name": name} for number, name in COCO.items()]

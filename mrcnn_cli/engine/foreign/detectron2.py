@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mrcnn_cli.engine.foreign.categories import coco_categories, numbered
+from mrcnn_cli.engine.foreign.categories import coco_categories, coco_keypoints, numbered
 from mrcnn_cli.engine.foreign.names import Table
 
 NAME = "Detectron2"
@@ -102,6 +102,7 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
         }
     if model["name"] == "keypoint_rcnn":
         special |= {"model.rpn.post_nms_top_n_train": 1500, "model.box_head.smooth_l1_beta": 0.5}
+        special |= coco_keypoints(model)
     if model["name"] == "cascade_rcnn":
         special["model.rpn.post_nms_top_n_train"] = 2000
     return special

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrcnn_cli.engine.foreign.categories import coco_slots, numbered
+from mrcnn_cli.engine.foreign.categories import coco_keypoints, coco_slots, numbered
 from mrcnn_cli.engine.foreign.names import Table
 
 NAME = "torchvision"
@@ -101,12 +101,17 @@ CONVENTIONS: dict[str, Any] = {
 
 
 def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
-    """What depends on the architecture: frozen batch norms add nothing to the variance.
+    """What depends on the architecture. Frozen batch norms add nothing to the variance.
 
     That holds for the published weights (COCO_V1) and what was trained from them. A model that was trained from an
     ImageNet backbone added 1e-5, which no tensor tells.
     """
-    return {"model.backbone.norm_eps": 0.0} if model["backbone"]["norm"] == "frozen_batch_norm" else {}
+    special: dict[str, Any] = {}
+    if model["backbone"]["norm"] == "frozen_batch_norm":
+        special["model.backbone.norm_eps"] = 0.0
+    if model["name"] == "keypoint_rcnn":  # keypoints lie where COCO's files say; their scores are logits
+        special |= {"data.keypoints.offset": 0.0, "predict.keypoint_threshold": 0.0} | coco_keypoints(model)
+    return special
 
 
 def categories(count: int, model: str) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ def test_the_recipe_that_the_tensors_tell_is_the_shipped_one(tmp_path, monkeypat
     assert told.model == shipped.model
     assert told.data.size_divisor == shipped.data.size_divisor
     assert told.data.resize.method == "pillow"
+    assert len(told.data.keypoints.names or ()) == (17 if name.startswith("keypoint") else 0)
 
 
 @pytest.fixture(scope="module")
