@@ -97,6 +97,13 @@ def test_other_models_pass_keypoints_over(mice):
     assert run.config.data.keypoints.names is None
 
 
+def test_a_model_of_boxes_is_evaluated_on_boxes_though_its_data_has_more(mice):
+    overrides = {key: value for key, value in mice.overrides(**{"train.steps": 1}).items() if "keypoint" not in key}
+    *_, evaluation = library.train("faster_rcnn_lite0_fpn", overrides, out=mice.folder / "run", device="cpu")
+    assert evaluation.values["box_ap"] is not None
+    assert not {"mask_ap", "keypoint_ap"} & set(evaluation.values)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
