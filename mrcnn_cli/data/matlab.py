@@ -22,6 +22,8 @@ MATRIX, COMPRESSED, UTF8, UTF16, UTF32 = 14, 15, 16, 17, 18
 # Classes of matrices.
 CELL, CHAR, SINGLE, DOUBLE, UINT64 = 1, 4, 7, 6, 15
 COMPLEX = 0x0800  # a flag
+# What decoding garbage raises.
+_DAMAGED = (struct.error, zlib.error, ValueError, TypeError, LookupError, OverflowError, RecursionError, StopIteration)
 LARGEST = 2**31  # bytes of one compressed variable; more is no table of boxes
 
 
@@ -48,7 +50,7 @@ def read_matlab(path: Path) -> dict[str, Any]:
                 name, value = _matrix(content, order)
                 if value is not None:
                     variables[name] = value
-    except (struct.error, zlib.error, ValueError, IndexError, KeyError, RecursionError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path}: a damaged MATLAB file ({error or type(error).__name__})") from None
     return variables
 

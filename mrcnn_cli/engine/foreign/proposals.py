@@ -34,6 +34,11 @@ def read_any_proposals(path: Path) -> Proposals:
         return read_proposals(path)
     if start.startswith((MAGIC, HDF5_MAGIC, b"MATLAB")):
         return _selective_search(path, read_matlab(path))
+    if not start.startswith((b"\x80", b"(", b"}")):  # how a pickled dictionary begins
+        raise UserError(
+            f"{path}: holds no proposals; known are files of 'mrcnn proposals', pickles of Detectron and Detectron2, "
+            "and MATLAB files of Selective Search"
+        )
     content = read_pickle(path)
     if not isinstance(content, Mapping):
         raise UserError(
