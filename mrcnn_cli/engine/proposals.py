@@ -63,9 +63,9 @@ def propose_files(
         UserError: a model without such a network; a file that is no image.
     """
     check_proposes(checkpoint)
-    found = []
+    found, data = [], checkpoint.config.data
     for file in files:
-        found += _proposed(checkpoint, images_batch([read_image(file)], checkpoint.config.data))
+        found += _proposed(checkpoint, images_batch([read_image(file, data.channels)], data))
         progress(len(found), len(files))
     return _gathered(out, [-1] * len(files), [str(file) for file in files], found)
 

@@ -168,6 +168,11 @@ def test_fast_rcnn_learns_the_same_from_detectrons_pickle(mrcnn, own_data, found
         ),
         ("fast_rcnn_r50_fpn_1x", ["data.train.proposals=nothing"], "nothing: cannot be read: No such file"),
         ("rpn_r50_fpn_1x", ["model.num_classes=2"], "model.num_classes"),
+        (
+            "fast_rcnn_r50_fpn_1x",
+            ["data.train.proposals={found}", "data.val.proposals={found}", "data.augment.mosaic=0.5"],
+            "data.augment: mosaic and copy_paste make pictures that nobody has proposals for",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said_before_the_first_step(mrcnn, own_data, found, recipe, pairs, message):

@@ -13,6 +13,8 @@ Table = dict[str, Any]
 
 # The parts beside backbone and pyramid -> the model that has just these.
 MODELS = {
+    frozenset({"rpn"}): "proposal_network",
+    frozenset({"box_head"}): "fast_rcnn",
     frozenset({"rpn", "box_head"}): "faster_rcnn",
     frozenset({"rpn", "box_head", "mask_head"}): "mask_rcnn",
     frozenset({"rpn", "box_head", "keypoint_head"}): "keypoint_rcnn",
@@ -38,8 +40,9 @@ def model_table(tensors: Tensors) -> Table:
         raise ValueError(f"no model here has the parts {', '.join(sorted(parts)) or 'of a backbone alone'} ({known})")
     table: Table = {"name": MODELS[parts], "backbone": _resnet(tensors), "fpn": _fpn(tensors)}
     if table["fpn"]["pyramid"] is False:
-        table["anchors"] = {"sizes": [[32, 64, 128, 256, 512]]}
-        table["backbone"] |= {"stages": 3} if "box_head.stage.0.conv1.weight" in tensors else {"dilated": True}
+        table["backbone"] |= {"dilated": True} if "backbone.stages.3.0.conv1.weight" in tensors else {"stages": 3}
+        if "rpn" in parts:
+            table["anchors"] = {"sizes": [[32, 64, 128, 256, 512]]}
     for part in sorted(parts):
         table |= HEADS[part](tensors)
     return table
@@ -56,7 +59,9 @@ def parts_of(tensors: Tensors) -> frozenset[str]:
 
 
 def number_of_classes(tensors: Tensors) -> int:
-    """K, without background."""
+    """K, without background; 1 of a region proposal network alone."""
+    if not parts_of(tensors) - {"backbone", "fpn", "rpn"}:
+        return 1
     if "retina_head.logits.weight" in tensors:  # which has no background, but the classes of several anchors
         return 4 * len(tensors["retina_head.logits.weight"]) // len(tensors["retina_head.deltas.weight"])
     name = next(name for name in tensors if re.fullmatch(r"box_head(s\.\d+)?\.logits\.weight", name))
@@ -70,12 +75,17 @@ def number_of_stuff(tensors: Tensors) -> int:
 
 
 def _resnet(tensors: Tensors) -> Table:
-    """Depth, groups, normalisation and deformable convolutions of a ResNet; its fourth stage may be the box head's."""
+    """Depth, groups, normalisation and deformable convolutions of a ResNet.
+
+    Its fourth stage may be the box head's, and is nowhere in a C4 model's region proposal network alone.
+    """
     where = ["backbone.stages.0", "backbone.stages.1", "backbone.stages.2", "backbone.stages.3"]
     if "box_head.stage.0.conv1.weight" in tensors:
         where[3] = "box_head.stage"
     depths, bottleneck = tuple(_count(tensors, prefix) for prefix in where), f"{where[0]}.0.conv3.weight" in tensors
-    name = next((name for name, shape in DEPTHS.items() if shape == (depths, bottleneck)), None)
+    stages = 4 if depths[3] else 3
+    known = {name: (blocks[:stages], kind) for name, (blocks, kind) in DEPTHS.items()}
+    name = next((name for name, shape in known.items() if shape == (depths[:stages], bottleneck)), None)
     if name is None:
         raise ValueError(f"stages of {', '.join(map(str, depths))} blocks are no ResNet of {', '.join(DEPTHS)}")
     width, middle = len(tensors["backbone.stem.weight"]), tensors[f"{where[0]}.0.conv2.weight"]
@@ -113,9 +123,16 @@ def _box_head(tensors: Tensors, head: str = "box_head") -> Table:
     table["roi"] = {"resolution": 14}  # of the C4 form
     if table["num_fc"]:
         first = tensors[f"{head}.fcs.0.weight"]
-        channels = table.get("conv_channels", tensors["rpn.logits.weight"].shape[1])
+        channels = table.get("conv_channels", _region_channels(tensors))
         table |= {"fc_channels": len(first), "roi": {"resolution": round((first.shape[1] / channels) ** 0.5)}}
     return {"box_head": table}
+
+
+def _region_channels(tensors: Tensors) -> int:
+    """Of the maps that regions are cut from: the pyramid's, or those of the backbone's last stage (DC5)."""
+    if "fpn.outputs.0.weight" in tensors:
+        return len(tensors["fpn.outputs.0.weight"])
+    return max(len(t) for name, t in tensors.items() if name.startswith("backbone.stages.3.0.") and t.ndim == 4)
 
 
 def _cascade(tensors: Tensors) -> Table:

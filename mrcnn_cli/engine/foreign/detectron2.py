@@ -105,11 +105,17 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
         special |= coco_keypoints(model)
     if model["name"] == "cascade_rcnn":
         special["model.rpn.post_nms_top_n_train"] = 2000
+    if model["name"] == "proposal_network":
+        special["model.rpn.post_nms_top_n"] = 2000
+        if not model["fpn"]["pyramid"]:
+            special["model.rpn.pre_nms_top_n"] = 12000
     return special
 
 
 def categories(count: int, model: str) -> list[dict[str, Any]]:
     """label -> {"id", "name"} for so many classes of a model of that name."""
+    if model == "proposal_network":
+        return [{"id": 1, "name": "object"}]
     if model == "keypoint_rcnn" and count == 1:
         return coco_categories()[:1]  # persons
     return coco_categories() if count == 80 else numbered(count)

@@ -25,6 +25,8 @@ RECIPES = {
     "cascade_mask_rcnn_R_50_FPN_3x": "cascade_mask_rcnn_r50_fpn_3x",
     "panoptic_fpn_R_50_3x": "panoptic_fpn_r50_3x",
     "retinanet_R_50_FPN_3x": "retinanet_r50_fpn_3x",
+    "rpn_R_50_FPN_1x": "rpn_r50_fpn_1x",
+    "fast_rcnn_R_50_FPN_1x": "fast_rcnn_r50_fpn_1x",
 }
 # What shipped recipes leave to the data.
 NUMBERS = {
@@ -70,6 +72,18 @@ def test_the_recipe_that_the_tensors_tell_is_the_shipped_one(tmp_path, monkeypat
     assert told.data.size_divisor == shipped.data.size_divisor
     assert told.data.resize.method == "pillow"
     assert len(told.data.keypoints.names or ()) == (17 if name.startswith("keypoint") else 0)
+
+
+def test_a_c4_models_region_proposal_network_alone_is_told_though_it_has_three_stages(tmp_path, monkeypatch):
+    tensors = {
+        key: torch.empty(array.shape, device="meta")
+        for key, array in shapes("mask_rcnn_R_50_C4_3x").items()
+        if not key.startswith("roi_heads.")
+    }
+    monkeypatch.setattr(foreign, "read_weights", lambda path: (tensors, {}))
+    converted = foreign.convert(foreign.read(tmp_path))
+    assert converted.config.model == validate(RunConfig, read(recipes()["rpn_r50_c4_1x"]), "rpn").model
+    assert converted.categories == [{"id": 1, "name": "object"}]
 
 
 @pytest.fixture(scope="module")
