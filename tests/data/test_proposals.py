@@ -1,5 +1,6 @@
 """Files of proposals, and how their boxes follow the pictures."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,18 @@ def test_the_file_is_what_its_documentation_says(tmp_path):
         "scores": ("float32", [3]),
     }
     assert tensors["first"].tolist() == [0, 2, 3]
+
+
+def test_the_documentations_own_example_writes_a_file_that_is_read(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "proposals.md").read_text()
+    [code] = [code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "save_file" in code]
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    read = read_proposals(tmp_path / "proposals.safetensors")
+    assert read.matched([record(17, "a.jpg", 480, 640)], Path("train.json"))[0].tolist() == [
+        [10, 20, 110, 220],
+        [0, 0, 640, 480],
+    ]
 
 
 def test_images_without_any_proposal_are_kept_and_images_that_are_missing_are_named(tmp_path):
