@@ -133,8 +133,10 @@ def command(
     assert metrics is not None  # only a stopped evaluation has none
     if out is not None:
         write_bytes(out / "metrics.json", json.dumps(metrics, indent=2).encode())
-        write_bytes(out / "results.json", json.dumps(results).encode())
-        written = ["metrics.json", "results.json"]
+        written = ["metrics.json"]
+        if "proposal_ar1000" not in metrics:  # proposals are no results; 'mrcnn proposals' writes them
+            write_bytes(out / "results.json", json.dumps(results).encode())
+            written.append("results.json")
         if segments is not None and segments.write():
             written += ["panoptic.json", "panoptic/"]
     if as_json:

@@ -57,7 +57,8 @@ def test_a_network_of_proposals_is_measured_by_recall_alone(mrcnn, lone):
     assert "box_ap" not in metrics
     assert 0 <= metrics["proposal_ar100"] <= metrics["proposal_ar1000"] <= 1
     assert metrics["objects"] == 8
-    shown = mrcnn("evaluate", lone).out
+    shown = mrcnn("evaluate", lone, "--out", "kept").out
+    assert [path.name for path in Path("kept").iterdir()] == ["metrics.json"]
     assert "Average recall: 4 images, 8 objects, " in shown
     assert (lone / "losses.png").stat().st_size > 1000
 
