@@ -27,7 +27,13 @@ from mrcnn_cli.commands.progress import Counter
     ],
 )
 @click.argument("images", nargs=-1, metavar="[IMAGES...]")
-@click.option("--data", nargs=2, metavar="DIR ANNOTATIONS", help="Images and their COCO annotations.")
+@click.option(
+    "--data",
+    nargs=2,
+    metavar="DIR ANNOTATIONS",
+    show_default="none, but IMAGES",
+    help="Images and their COCO annotations.",
+)
 @click.option(
     "--weights", metavar="RUN|FILE", show_default="the newest run", help="A run, for its best weights, or a checkpoint."
 )

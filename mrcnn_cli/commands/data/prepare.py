@@ -87,7 +87,6 @@ def source_options(verb: Callable[..., Any]) -> Callable[..., Any]:
         "mrcnn data prepare photos -o data",
         "mrcnn data prepare VOC2012 -o voc --set difficult=ignore",
         "mrcnn data prepare slides -o data --val 0.2 --group '(patient\\d+)'",
-        "mrcnn train --data data",
     ],
 )
 @source_options

@@ -18,7 +18,7 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Path(path_type=Path),
             metavar="FILE",
             show_default="those of DATA",
-            help="The COCO file of the images; once for each --images, in their order.",
+            help="The COCO file of the images; once for each of their folders, in that order.",
         ),
         click.option(
             "--images",

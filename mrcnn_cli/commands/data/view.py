@@ -27,7 +27,7 @@ from mrcnn_cli.errors import UserError
     type=click.Path(path_type=Path),
     metavar="FILE",
     show_default="none",
-    help="A COCO results list to show beside the truth; of 'mrcnn evaluate --out' or 'mrcnn predict'.",
+    help="A COCO results list to show beside the truth, as evaluation and prediction write it.",
 )
 @click.option(
     "--score",
