@@ -15,7 +15,7 @@ from mrcnn_cli.data.check.pictures import Picture, look, picture_findings
 from mrcnn_cli.data.check.tables import Split, Table
 from mrcnn_cli.data.coco import Dataset, without_collecting
 from mrcnn_cli.data.dataset_file import EVALUATION_SPLITS
-from mrcnn_cli.data.image import preview
+from mrcnn_cli.data.image import as_rgb, preview
 from mrcnn_cli.data.loader import training_batches
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.engine.data_check import Progress, Source, read_splits
@@ -129,7 +129,7 @@ def view_samples(
             ]
             shapes += [Shape(0, tuple(box), name="ignored", crowd=True) for box in targets.crowds.tolist()]
             title = f"sample {number + 1}: {names.get(targets.image_id, 'of several pictures')}"
-            yield Exhibit(encoded(pixels), height, width, title, 0, shapes)
+            yield Exhibit(encoded(as_rgb(pixels)), height, width, title, 0, shapes)
             if progress is not None:
                 progress(number + 1, count)
 

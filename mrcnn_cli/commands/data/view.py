@@ -37,12 +37,12 @@ from mrcnn_cli.errors import UserError
     help="Lowest score of the predictions.",
 )
 @click.option("--augmented", is_flag=True, help="Show training samples instead, varied as the recipe says.")
-@recipe_options("its augmentation, for --augmented")
+@recipe_options("its augmentation is shown")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="NUMBER",
-    show_default="10000, or 100 with --augmented",
+    show_default="10000, of training samples 100",
     help="Most pictures; of more, evenly spaced ones are shown.",
 )
 @click.option(
