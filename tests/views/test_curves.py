@@ -59,6 +59,15 @@ def test_without_losses_there_is_the_panel_of_precision(tmp_path):
     assert count(picture, curves.HUES[0]) > 300
 
 
+def test_networks_of_proposals_are_drawn_by_their_recall(tmp_path):
+    rows = [
+        {"kind": "evaluation", "step": n, "proposal_ar1000": 0.1 * n, "proposal_ar100": 0.05 * n} for n in (1, 2, 3)
+    ]
+    picture = drawn(rows, tmp_path)
+    assert min(count(picture, hue) for hue in curves.HUES[:2]) > 300
+    assert count(picture, curves.HUES[2]) == 0
+
+
 def test_a_single_row_is_a_dot(tmp_path):
     picture = drawn([train_row(1)], tmp_path)
     assert 20 < count(picture, curves.HUES[0]) < 200
