@@ -102,16 +102,21 @@ class Proposals:
         return MatchedProposals(self, places)
 
     def _check_same(self, record: ImageRecord, place: int, listing: Path) -> None:
-        name, size = self.file_names[place], tuple(self.sizes[place].tolist())
+        name = self.file_names[place]
         if name and not {*_names(name)} & {*_names(record.file_name)}:
             raise UserError(
                 f"{self.source}: was made for other images: id {record.id} is {name} there and {record.file_name} in "
                 f"{listing}; make the proposals anew"
             )
-        if any(size) and size != (record.height, record.width):
+        self.check_size(place, record.file_name, (record.height, record.width))
+
+    def check_size(self, place: int, file_name: str, size: Size) -> None:
+        """UserError where the image at this place was of another size when the proposals were made."""
+        height, width = self.sizes[place].tolist()
+        if height and (height, width) != size:
             raise UserError(
-                f"{self.source}: was made for other images: {record.file_name} is {size[1]} x {size[0]} there and "
-                f"{record.width} x {record.height} in {listing}; make the proposals anew"
+                f"{self.source}: was made for other images: {file_name} was {width} x {height} and is "
+                f"{size[1]} x {size[0]}; make the proposals anew"
             )
 
 

@@ -84,6 +84,8 @@ def predict(
     results = []
     channels = checkpoint.config.data.channels or 3
     for image, boxes in zip(pictures, given, strict=True):
+        if boxes is not None and (np.ndim(boxes) != 2 or np.shape(boxes)[1] != 4):
+            raise UserError(f"proposals of a picture must be [P, 4], got an array of shape {list(np.shape(boxes))}")
         array = read_image(image, channels) if isinstance(image, str | Path) else as_array(image, channels)
         results.append(_detect(checkpoint, array, boxes).above(threshold))
     return results
@@ -139,7 +141,11 @@ def predict_files(
                     raise
                 on_unreadable(file, error)
                 continue
-            found = _detect(checkpoint, image, None if given is None else given[number - 1]).above(threshold)
+            boxes = None
+            if given is not None:
+                given.proposals.check_size(int(given.places[number - 1]), str(file), (image.shape[0], image.shape[1]))
+                boxes = given[number - 1]
+            found = _detect(checkpoint, image, boxes).above(threshold)
             make_folder(overlay.parent)
             # People should see what the network sees: a dim microscope image is drawn as it was stretched.
             shown = as_rgb(normalize(image, config.data.normalize))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mrcnn_cli
 from mrcnn_cli.__main__ import main
@@ -127,6 +128,12 @@ def test_fast_rcnn_trains_evaluates_and_predicts_on_given_proposals(mrcnn, shape
     assert [entry["score"] for entry in first] == pytest.approx(one.scores.tolist(), abs=1e-6)
     with pytest.raises(mrcnn_cli.UserError, match="proposals of 2 pictures were given for 1"):
         mrcnn_cli.predict(model, [shapes / "1.png"], proposals=[boxes, boxes])
+    with pytest.raises(mrcnn_cli.UserError, match=r"must be \[P, 4\], got an array of shape \[4\]"):
+        mrcnn_cli.predict(model, [shapes / "1.png"], proposals=[boxes[0]])
+    with Image.open(shapes / "1.png") as picture:
+        picture.resize((128, 96)).save("1.png")
+    larger = mrcnn("predict", "1.png", "--weights", "run", "--proposals", found)
+    assert "was made for other images: 1.png was 64 x 64 and is 128 x 96; make the proposals anew" in larger.error
     without = mrcnn("proposals", shapes, "--weights", "run")
     assert "fast_rcnn has no region proposal network" in without.error
 

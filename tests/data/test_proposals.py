@@ -103,7 +103,7 @@ def test_a_name_that_two_pictures_share_tells_nothing_but_the_whole_path_does():
     ("image", "message"),
     [
         (record(7, "other.jpg"), "was made for other images: id 7 is a.jpg there and other.jpg in train.json"),
-        (record(7, "a.jpg", 120, 180), "was made for other images: a.jpg is 90 x 60 there and 180 x 120 in train.json"),
+        (record(7, "a.jpg", 120, 180), "was made for other images: a.jpg was 90 x 60 and is 180 x 120; make"),
     ],
 )
 def test_proposals_of_other_images_are_refused(image, message):
