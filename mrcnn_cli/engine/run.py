@@ -145,11 +145,6 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     if val_split.images is not None and val_split.annotations is not None:
         val = read_split(config, val_split, train.classes, train.keypoints, train.stuff, name="val")
     _check_heads(config, train, val)
-    if train.proposals is not None and (config.data.augment.mosaic or config.data.augment.copy_paste):
-        raise UserError(
-            "data.augment: mosaic and copy_paste make pictures that nobody has proposals for; leave them out, or take "
-            "a model that finds its own"
-        )
     if config.data.augment.copy_paste and not train.has_masks:
         raise UserError(
             f"data.augment.copy_paste: {train.source} has boxes but no masks, by which objects could be cut out; "
