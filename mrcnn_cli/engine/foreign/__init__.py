@@ -1,7 +1,8 @@
 """Weights of other systems: read without running their code, and brought into our form.
 
-Each system has a module with four things: NAME; NAMES, one readable table of what its tensors are called here;
-CONVENTIONS, the keys of a recipe that its weights take for granted; `categories`, the classes for their number.
+Each system has a module with NAME; NAMES, one readable table of what its tensors are called here; CONVENTIONS and
+`special_conventions`, the keys of a recipe that its weights take for granted; `categories`, the classes for their
+number. `complete`, where there is one, sees to what goes beyond a single tensor.
 """
 
 from collections.abc import Iterable
@@ -12,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mrcnn_cli import config as recipes
-from mrcnn_cli.engine.foreign import detectron2, torchvision
+from mrcnn_cli.engine.foreign import detectron, detectron2, mmdetection, torchvision
 from mrcnn_cli.engine.foreign.architecture import (
     HEADS,
     backbone_table,
@@ -30,7 +31,7 @@ from mrcnn_cli.errors import UserError
 # The share of its names from which on a file is taken for one of a system, of a model that may be unknown here.
 FAMILIAR = 0.05
 
-SYSTEMS = (detectron2, torchvision)
+SYSTEMS = (detectron2, torchvision, detectron, mmdetection)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,10 @@ def read(path: Path) -> Foreign:
             f"{path}: its tensors ({', '.join(names[:3])}, ...) are named as in none of the systems that can be read: "
             f"{', '.join(system.NAME for system in SYSTEMS)}"
         )
-    return Foreign(path, system, rename(tensors, system.NAMES), about)
+    renamed = rename(tensors, system.NAMES)
+    if hasattr(system, "complete"):
+        system.complete(renamed)
+    return Foreign(path, system, renamed, about)
 
 
 def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None = None) -> Converted:
@@ -111,6 +115,9 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
         raise UserError(f"{path}: from {system.NAME}, but {error.args[0]}") from None
     config = recipes.validate(RunConfig, recipes.override(table, overrides), recipe or str(path))
     categories = system.categories(classes, config.model.name)
+    kept = _classes_kept(foreign.about)
+    if len(kept) == classes:
+        categories = named(kept)
     if config.data.classes is not None:
         if len(config.data.classes) != classes:
             raise UserError(f"{path}: has {classes} classes, but data.classes names {len(config.data.classes)}")
@@ -121,6 +128,15 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
     if stuff:
         categories = with_stuff(categories, stuff, names)
     return Converted(config, categories)
+
+
+def _classes_kept(about: dict[str, Any]) -> tuple[str, ...]:
+    """The classes that the file itself names, as those of MMDetection do; none: it names none."""
+    for table in (about.get("meta"), (about.get("meta") or {}).get("dataset_meta"), about.get("dataset_meta")):
+        for key in ("CLASSES", "classes"):
+            if isinstance(table, dict) and isinstance(table.get(key), list | tuple):
+                return tuple(map(str, table[key]))
+    return ()
 
 
 def told_recipe(foreign: Foreign) -> dict[str, Any]:

@@ -40,6 +40,14 @@ class Renamed:
     left_out: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
+    def move(self, pattern: str, name: Callable[[re.Match[str]], str]) -> None:
+        """Give the tensors whose names match as a whole other names of ours."""
+        for before in list(self.tensors):
+            if found := re.fullmatch(pattern, before):
+                self.tensors[name(found)] = self.tensors.pop(before)
+                if before in self.sources:
+                    self.sources[name(found)] = self.sources.pop(before)
+
 
 def rename(tensors: Mapping[str, Tensor], table: Table) -> Renamed:
     """All tensors by our names, changed as the table says."""

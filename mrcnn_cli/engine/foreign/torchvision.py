@@ -2,29 +2,17 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from mrcnn_cli.engine.foreign.categories import coco_keypoints, coco_slots, numbered
+from mrcnn_cli.engine.foreign.layouts import (
+    background_last,
+    box_sizes_before_ratios,
+    boxes_without_background,
+    sizes_before_ratios,
+    without_background,
+)
 from mrcnn_cli.engine.foreign.names import Table
 
 NAME = "torchvision"
-
-
-def background_last(tensor: Tensor) -> Tensor:
-    """Rows per class, of which the first is background's, with background last."""
-    return torch.cat([tensor[1:], tensor[:1]])
-
-
-def without_background(tensor: Tensor) -> Tensor:
-    """Rows per class without the first, background's."""
-    return tensor[1:]
-
-
-def boxes_without_background(tensor: Tensor) -> Tensor:
-    """Four rows per class without the first four, background's."""
-    return tensor[4:]
-
 
 _RESNET = (
     ("conv1.{*}", "stem.{*}"),
@@ -51,8 +39,8 @@ NAMES: Table = (
     # the region proposal network
     ("rpn.head.conv.{index}.0.{*}", "rpn.convs.{index}.{*}"),
     ("rpn.head.conv.{part}", "rpn.convs.0.{part}"),
-    ("rpn.head.cls_logits.{*}", "rpn.logits.{*}"),
-    ("rpn.head.bbox_pred.{*}", "rpn.deltas.{*}"),
+    ("rpn.head.cls_logits.{*}", "rpn.logits.{*}", sizes_before_ratios),
+    ("rpn.head.bbox_pred.{*}", "rpn.deltas.{*}", box_sizes_before_ratios),
     # boxes
     ("roi_heads.box_head.fc{index+6}.{*}", "box_head.fcs.{index}.{*}"),
     ("roi_heads.box_head.{index}.0.{*}", "box_head.convs.{index}.{*}"),
