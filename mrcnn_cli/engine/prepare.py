@@ -12,7 +12,7 @@ from typing import Any
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.coco import Dataset, Repairs
-from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, SourceConfig, dataset_toml
+from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, SourceConfig, dataset_toml, read_dataset_file
 from mrcnn_cli.data.formats import FORMATS, WRITERS, guess
 from mrcnn_cli.data.formats.coco import content
 from mrcnn_cli.data.formats.collection import Collection, Instance, Picture, check, picture_names
@@ -126,6 +126,8 @@ def _collection(reading: Reading, pictures: list[Picture]) -> Collection:
         unknown = [name for name in reading.given if name not in names]
         if unknown and len(unknown) == len(reading.given):
             raise UserError(f"--classes: none of {', '.join(unknown)} is in the source, which has {', '.join(names)}")
+        for name in unknown:
+            reading.notes.note(f"class without objects ('{name}')", "kept", "--classes")
         for picture in pictures:
             kept = [one for one in picture.instances if one.label is None or one.label in reading.given]
             for instance in picture.instances:
@@ -202,7 +204,10 @@ def prepare(
         counts[name] = summary(pictures)
     record = SourceConfig(format=collected.format, path=str(source.resolve()), options=dict(options or {}))
     described = DatasetFile(name=source.resolve().stem, classes=tuple(collection.classes), splits=splits, source=record)
+    stale = _annotation_files(out) - {f"{name}.json" for name in splits}
     write_bytes(out / FILE_NAME, dataset_toml(described).encode())
+    for left in stale:  # of an earlier preparation with other splits
+        (out / left).unlink(missing_ok=True)
     warnings = []
     for name, split in splits.items():  # as training will read it
         assert split.images is not None
@@ -210,6 +215,14 @@ def prepare(
         read = Dataset.read(out / split.images, out / split.annotations, classes=collection.classes)
         warnings += [f"{name}: {line}" for line in read.warnings]
     return Written(out, counts, notes, warnings)
+
+
+def _annotation_files(out: Path) -> set[str]:
+    """The names of the COCO files in the folder that an earlier preparation wrote."""
+    if not (out / FILE_NAME).is_file():
+        return set()
+    paths = [split.annotations for split in read_dataset_file(out).splits.values()]
+    return {path.name for path in paths if path is not None and path.parent == out.resolve()}
 
 
 def divide(

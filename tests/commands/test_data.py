@@ -97,7 +97,10 @@ def test_nothing_is_written_over_the_source_or_other_files(mrcnn, source, tmp_pa
 
 
 def test_an_earlier_preparation_is_replaced_and_one_inside_the_source_is_not_read(mrcnn, source):
+    assert mrcnn("data", "prepare", source, "-o", source / "data", "--test", 0.3).status == 0
+    assert (source / "data" / "test.json").exists()
     first = mrcnn("data", "prepare", source, "-o", source / "data", "--json").json
+    assert not (source / "data" / "test.json").exists()
     again = mrcnn("data", "prepare", source, "-o", source / "data", "--json").json
     assert first == again
 
@@ -120,6 +123,8 @@ def test_groups_stay_together_and_a_seed_draws_the_same(mrcnn, source, tmp_path)
 def test_classes_are_chosen_and_ordered(mrcnn, source, tmp_path):
     outcome = mrcnn("data", "prepare", source, "-o", "a", "--classes", "square,disc")
     assert read_dataset_file(tmp_path / "a").classes == ("square", "disc")
+    outcome = mrcnn("data", "prepare", source, "-o", "d", "--classes", "square,disk,disc")
+    assert "warning: 1 class without objects ('disk') kept" in outcome.err
     (tmp_path / "names.txt").write_text("disc\n")
     outcome = mrcnn("data", "prepare", source, "-o", "b", "--classes", "names.txt")
     assert "warning: 10 objects of class 'square' left out: not among --classes" in outcome.err

@@ -1,6 +1,7 @@
 """COCO's instances and keypoints, and LVIS (https://cocodataset.org/#format-data, https://www.lvisdataset.org/dataset)."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -148,6 +149,7 @@ def _instance(reading: Reading, entry: dict[str, Any], label: str, image: Pictur
         | (entry.get("attributes") or {}),
         "keypoints": [float(value) for value in entry["keypoints"]] if entry.get("keypoints") else None,
         "id": entry.get("id"),
+        "area": _area_of(entry),
     }
     segmentation = segmentation_of(reading, entry.get("segmentation"), image, f"annotation {entry.get('id')}")
     if entry.get("bbox"):
@@ -156,6 +158,11 @@ def _instance(reading: Reading, entry: dict[str, Any], label: str, image: Pictur
     if isinstance(segmentation, dict):
         return encoding_instance(label, segmentation, **more)
     return polygon_instance(label, segmentation or [], **more)
+
+
+def _area_of(entry: dict[str, Any]) -> float | None:
+    value = entry.get("area")
+    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
 def segmentation_of(reading: Reading, given: Any, image: Picture, where: str) -> Segmentation | None:
@@ -246,7 +253,7 @@ def _annotation(
         "image_id": image_id,
         "category_id": category,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": area(segmentation, instance.box, picture),
+        "area": instance.area if instance.area is not None else area(segmentation, instance.box, picture),
         "iscrowd": int(instance.crowd),
     }
     if isinstance(segmentation, dict):

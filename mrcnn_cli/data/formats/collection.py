@@ -33,6 +33,7 @@ class Instance:
         attributes: whatever else the source says about it.
         keypoints: x, y, visibility of each, as in COCO.
         id: in the source, where that numbers its objects.
+        area: in pixels, where the source says it; COCO's metrics by size go by it.
     """
 
     label: str | None
@@ -42,6 +43,7 @@ class Instance:
     attributes: dict[str, Any] = field(default_factory=dict)
     keypoints: list[float] | None = None
     id: int | None = None
+    area: float | None = None
 
 
 @dataclass(slots=True)

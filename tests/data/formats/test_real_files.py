@@ -157,6 +157,9 @@ def test_coco_subsets_keep_ids_crowds_and_keypoints(shared, read):
     assert [picture.id for picture in train] == [entry["id"] for entry in content["images"]]
     mine = {one.id: one for picture in train for one in picture.instances}
     assert set(mine) == {entry["id"] for entry in content["annotations"]}
+    assert {number: one.area for number, one in mine.items()} == {
+        entry["id"]: entry["area"] for entry in content["annotations"]
+    }
     assert {number for number, one in mine.items() if one.crowd} == {
         entry["id"] for entry in content["annotations"] if entry["iscrowd"]
     }
