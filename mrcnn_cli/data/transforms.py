@@ -252,15 +252,24 @@ def _resized(image: np.ndarray, size: Size, method: str) -> Tensor:
     taken only if the batch's stride is right, too, which permuting a batch of one gives and unsqueezing does not.
     """
     if method == "torchvision":
-        floats = torch.from_numpy(np.require(image, np.float32, ["C", "W"])[None]).permute(0, 3, 1, 2)
+        floats = _in_order(image).float()[None].permute(0, 3, 1, 2)
         # In planes, as torchvision has them: its kernels for channels-last order round differently.
         return interpolate(floats.contiguous(), size, mode="bilinear", align_corners=False)[0]
     if image.shape[:2] == size:
-        return torch.from_numpy(image.copy()).permute(2, 0, 1)
+        return _in_order(image).clone().permute(2, 0, 1)
     if method == "pillow":
         return torch.from_numpy(resized_by_pillow(image, size)).permute(2, 0, 1)
-    batch = torch.from_numpy(np.require(image, requirements=["C", "W"])[None]).permute(0, 3, 1, 2)
+    batch = _in_order(image)[None].permute(0, 3, 1, 2)
     return interpolate(batch, size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _in_order(image: np.ndarray) -> Tensor:
+    """The picture [H, W, C] row by row. What is a mirrored view is mirrored by torch, thirty times as fast as a copy by
+    NumPy."""
+    mirrored = tuple(axis for axis in (0, 1) if image.strides[axis] < 0)
+    if not mirrored or not image.flags.writeable:
+        return torch.from_numpy(np.require(image, requirements=["C", "W"]))
+    return torch.from_numpy(np.flip(image, mirrored)).flip(mirrored).contiguous()
 
 
 def _cut(extent: int, resized: int, crop: int | None, draw: float) -> tuple[slice, int]:
@@ -315,9 +324,12 @@ def _blurred(pixels: Tensor, sigma: float) -> Tensor:
     """By a Gaussian of `sigma` pixels, cut off at three of them; the picture goes on as its edges are."""
     reach = math.ceil(3 * sigma)
     weights = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).reshape(1, 1, -1)
-    rows = pad(pixels[:, None].float(), (reach, reach, reach, reach), mode="replicate")
-    soft = conv2d(conv2d(rows, weights[:, :, None]), weights[:, :, :, None])[:, 0]
+    channels = len(pixels)
+    weights = (weights / weights.sum()).expand(channels, 1, -1)
+    padded = pad(pixels[None].float(), (reach, reach, reach, reach), mode="replicate")
+    padded = padded.contiguous(memory_format=torch.channels_last)  # several times as fast in this order
+    soft = conv2d(padded, weights[:, :, None], groups=channels)
+    soft = conv2d(soft, weights[:, :, :, None], groups=channels)[0]
     return (soft + 0.5).to(torch.uint8) if pixels.dtype == torch.uint8 else soft
 
 
