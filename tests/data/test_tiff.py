@@ -168,6 +168,15 @@ def test_a_file_cut_short_is_named(tmp_path):
         assert "damaged or cut short" in refusal(path)
 
 
+def test_a_compression_that_needs_another_package_names_it(tmp_path, monkeypatch):
+    def lacking(*_, **__):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")  # as tifffile says
+
+    (tmp_path / "a.tif").write_bytes(encode_tiff(pixels(np.uint8, 5)))
+    monkeypatch.setattr("mrcnn_cli.data.image.read_tiff", lacking)
+    assert "its compression needs imagecodecs; run: pip install imagecodecs" in refusal(tmp_path / "a.tif")
+
+
 def test_without_tifffile_ordinary_files_are_read_and_others_say_what_to_install(tmp_path, monkeypatch):
     image = pixels(np.uint8, 5)
     for channels in (3, 5):

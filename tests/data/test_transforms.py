@@ -297,6 +297,30 @@ def test_switching_one_option_on_leaves_the_others_draws_alone():
         assert torch.equal(plain.flip(1), turned)
 
 
+class OtherwiseDrawn:
+    """The first ten numbers of a seed's generator, and any others after them."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def random(self, count: int) -> np.ndarray:
+        return np.concatenate([np.random.default_rng(self.seed).random(10), np.full(count - 10, 0.9)])
+
+
+def test_numbers_for_what_is_switched_off_change_nothing():
+    """So samples keep their bits when an option is added, which draws its number after all others."""
+    masks, _ = blobs(3)
+    options = EVERYTHING | {"crop": 64, "gamma": (0.7, 1.3), "contrast": (0.7, 1.3), "brightness": (0.7, 1.3)}
+    for seed in range(6):
+        one, other = (
+            training(painted(masks), annotated(masks), Resize(scale=1.5), Augment(**options), generator)
+            for generator in (np.random.default_rng(seed), OtherwiseDrawn(seed))
+        )
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1].boxes, other[1].boxes)
+        assert torch.equal(one[1].masks.matrix, other[1].masks.matrix)
+
+
 def test_the_input_is_left_as_it_is():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     image.flags.writeable = False  # as arrays of PIL images are
