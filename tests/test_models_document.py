@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "models.md").read_text()
 DETECTRON2 = TEXT[TEXT.index("### Detectron2\n") : TEXT.index("### Detectron\n")]
 ROW = re.compile(r"^\| `([^`]+)` \| (?:`(\w+)`)? ?\| ([^|]*)\|(?: (\w*) ?\|)?$", re.M)
+KEYS = tuple(f"| `{table}." for table in ("model", "data", "evaluate", "predict"))  # of recipes, in tables of their own
 
 
 def listed(text):
@@ -19,7 +20,7 @@ def listed(text):
 
 
 def test_every_row_is_understood():
-    rows = [line for line in TEXT.splitlines() if line.startswith("| `") and not line.startswith("| `model.")]
+    rows = [line for line in TEXT.splitlines() if line.startswith("| `") and not line.startswith(KEYS)]
     assert len(ROW.findall(TEXT)) == len(rows) > 100
 
 
