@@ -130,6 +130,11 @@ class Annotations(Sequence[ImageAnnotations]):
         ends = self._first_coordinate[first : last + 1].tolist()
         return [self._coordinates[i:j].tolist() for i, j in pairwise(ends)]
 
+    def labelled_keypoints(self) -> np.ndarray:
+        """[I] int64: how many keypoints of each image's objects are labelled."""
+        total = np.concatenate([[0], (self.keypoints[..., 2] > 0).sum(1).cumsum()])
+        return total[self.first[1:]] - total[self.first[:-1]]
+
     def _continuous(self, keypoints: np.ndarray) -> np.ndarray:
         return (keypoints + np.array([self._offset, self._offset, 0])).astype(np.float32)
 

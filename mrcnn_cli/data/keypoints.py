@@ -33,6 +33,7 @@ class KeypointsConfig(Config):
     # From the file's coordinates to ours, in pixels: COCO counts pixels, and the middle of pixel i lies at i + 0.5, as
     # Detectron2 takes it; torchvision's models were trained with 0.
     offset: float = Field(0.5, ge=0, le=1)
+    min_labelled: int = Field(0, ge=0)  # images with fewer labelled keypoints are not trained on; 1 in Detectron2's zoo
 
     @model_validator(mode="after")
     def _check(self) -> "KeypointsConfig":

@@ -96,12 +96,12 @@ def training_batches(
     Raises:
         UserError: an image that cannot be read.
     """
-    pictures = Pictures(dataset, config)
+    pictures, chosen = Pictures(dataset, config), training_images(dataset, config)
 
     def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
         samples, sizes = [], []
         for k in range(step * batch_size, (step + 1) * batch_size):
-            index = int(_order(len(dataset), seed, k // len(dataset))[k % len(dataset)])
+            index = int(chosen[_order(len(chosen), seed, k // len(chosen))[k % len(chosen)]])
             generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
             pixels, targets = pictures.varied(index, generator)
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
@@ -110,6 +110,13 @@ def training_batches(
         return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
 
     return in_workers(batch, range(first_step, steps), config.workers)
+
+
+def training_images(dataset: Dataset, config: DataConfig) -> np.ndarray:
+    """The places of the images that are trained on: all, but for those with too few keypoints to learn."""
+    if dataset.keypoints is None:
+        return np.arange(len(dataset))
+    return np.flatnonzero(dataset.annotations.labelled_keypoints() >= config.keypoints.min_labelled)
 
 
 def evaluation_batches(

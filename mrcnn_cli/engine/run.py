@@ -19,7 +19,7 @@ from mrcnn_cli import config as recipes
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.keypoints import KeypointsConfig
-from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split
+from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split, training_images
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
 from mrcnn_cli.engine.pixels import fit_pixels
@@ -168,7 +168,7 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     data, pixels, pixel_warnings = fit_pixels(config.data, config.model.pixels, train)
     model = config.model.model_copy(update={"pixels": pixels})
     resolved = _resolved(config.model_copy(update={"model": model, "data": data}), train, split, val_split)
-    warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved), *pixel_warnings]
+    warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved, train), *pixel_warnings]
     return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
 
 
@@ -343,6 +343,11 @@ def _check_heads(config: RunConfig, train: Dataset, val: Dataset | None) -> None
                 f"{dataset.source}: no keypoint is labelled; {name} needs annotations with 'keypoints' whose "
                 "visibility is 1 or 2"
             )
+    if not len(training_images(train, config.data)):
+        raise UserError(
+            f"{train.source}: no image has the {config.data.keypoints.min_labelled} labelled keypoints that "
+            "data.keypoints.min_labelled asks for; take a smaller number"
+        )
     wanted, names = getattr(config.model, "num_keypoints", None), train.keypoints.names if train.keypoints else ()
     if wanted not in (None, len(names or ())):
         raise UserError(
@@ -351,15 +356,22 @@ def _check_heads(config: RunConfig, train: Dataset, val: Dataset | None) -> None
         )
 
 
-def _keypoint_warnings(config: RunConfig) -> list[str]:
-    """Says so where a mirror may spoil what is learnt."""
-    names, augment = config.data.keypoints.names or (), config.data.augment
-    if len(names) < 2 or config.data.keypoints.flip_pairs or not (augment.flip or augment.vertical_flip):
-        return []
-    return [
-        f"none of the keypoints ({', '.join(names)}) is a left or right one by its name, so none changes places when a "
-        "picture is mirrored: if they have sides, set data.keypoints.flip_pairs or data.augment.flip=0"
-    ]
+def _keypoint_warnings(config: RunConfig, train: Dataset) -> list[str]:
+    """Says so where a mirror may spoil what is learnt, and which images are not trained on."""
+    keypoints, augment, warnings = config.data.keypoints, config.data.augment, []
+    names = keypoints.names or ()
+    if len(names) > 1 and not keypoints.flip_pairs and (augment.flip or augment.vertical_flip):
+        warnings.append(
+            f"none of the keypoints ({', '.join(names)}) is a left or right one by its name, so none changes places "
+            "when a picture is mirrored: if they have sides, set data.keypoints.flip_pairs or data.augment.flip=0"
+        )
+    left_out = len(train) - len(training_images(train, config.data))
+    if left_out:
+        warnings.append(
+            f"{left_out:,} of {len(train):,} images have fewer than {keypoints.min_labelled} labelled keypoints and "
+            "are not trained on (data.keypoints.min_labelled)"
+        )
+    return warnings
 
 
 def _device(device: torch.device | str) -> torch.device:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.loader import training_batches
 from mrcnn_cli.engine import library
 from mrcnn_cli.engine.checkpoint import load
 from mrcnn_cli.engine.evaluate import evaluate
@@ -144,6 +145,23 @@ def test_a_mirror_without_sides_is_warned_of(mice):
     assert warning.startswith("none of the keypoints (a, b, c, d) is a left or right one by its name")
     assert not mice.prepare(**{"data.augment.flip": 0.0}).warnings
     assert not mice.prepare(**{"data.keypoints.flip_pairs": [["b", "c"]]}).warnings
+
+
+def test_images_without_keypoints_are_not_trained_on_by_the_recipes_for_coco(mice):
+    mice.content["annotations"][1]["keypoints"] = [0] * 12  # of an object without a keypoint
+    del mice.content["annotations"][3]  # an image without an object
+    run = mice.prepare()
+    assert run.warnings == (
+        "2 of 4 images have fewer than 1 labelled keypoints and are not trained on (data.keypoints.min_labelled)",
+    )
+    batches = training_batches(run.train, run.config.data, batch_size=2, seed=0, steps=4)
+    assert {target.image_id for _, targets in batches for target in targets} == {1, 3}
+    everything = mice.prepare(**{"data.keypoints.min_labelled": 0})
+    assert everything.warnings == ()
+    batches = training_batches(everything.train, everything.config.data, batch_size=2, seed=0, steps=4)
+    assert {target.image_id for _, targets in batches for target in targets} == {1, 2, 3, 4}
+    with pytest.raises(UserError, match="no image has the 5 labelled keypoints that data.keypoints.min_labelled asks"):
+        mice.prepare(**{"data.keypoints.min_labelled": 5})
 
 
 @pytest.fixture(scope="module", params=["alone", "with masks"])
