@@ -66,8 +66,9 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.augment.short_sides and self.resize.scale is not None:
-            raise ValueError("augment.short_sides needs resize.short_side, not resize.scale: leave one out")
+        if self.augment.short_sides and self.resize.short_side is None:
+            given = "scale" if self.resize.scale is not None else "fixed"
+            raise ValueError(f"augment.short_sides needs resize.short_side, not resize.{given}: leave one out")
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError("classes has a name twice: leave one out")
         if self.stuff is not None and len(set(self.stuff)) != len(self.stuff):

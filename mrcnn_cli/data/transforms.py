@@ -39,11 +39,13 @@ Pixels = Annotated[int, Field(ge=1)]
 
 
 class Resize(Config):
-    """How large a picture is shown to the network: by a factor, or by its short side with a limit to the long one."""
+    """How large a picture is shown to the network: by a factor, by its short side with a limit to the long one, or
+    of one size for all."""
 
     scale: Factor | None = None  # 2.0: each picture enlarged twice
     short_side: Pixels | None = None  # 800 where neither is given
     long_side: Pixels | None = None  # 1333 with short_side, no limit with scale
+    fixed: tuple[Pixels, Pixels] | None = None  # [300, 300]: height and width of every picture, whatever its shape
     # "antialias": torch's bilinear resampling of bytes, antialiased when shrinking; sizes rounded half up. "pillow":
     # the same by Pillow, as in Detectron2 (they differ by 1 in some of 1,000 pixels). "torchvision": bilinear in
     # float32 without antialiasing, sizes rounded down, as in torchvision's detectors.
@@ -52,13 +54,18 @@ class Resize(Config):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, table: Any) -> Any:
-        if not isinstance(table, dict) or table.get("scale") is not None:
+        if not isinstance(table, dict) or table.get("scale") is not None or table.get("fixed") is not None:
             return table
         given = {key: value for key, value in table.items() if value is not None}
         return {"short_side": SHORT_SIDE, "long_side": LONG_SIDE} | given
 
     @model_validator(mode="after")
     def _check(self) -> "Resize":
+        if self.fixed is not None and (self.scale, self.short_side, self.long_side) != (None, None, None):
+            raise ValueError(
+                "fixed stands alone: leave out scale, short_side and long_side, as in "
+                "--set 'data.resize={fixed=[300, 300]}'"
+            )
         if self.scale is not None and self.short_side is not None:
             raise ValueError(
                 "scale and short_side exclude each other: leave one out, as in --set 'data.resize={scale=2.0}'"
@@ -76,10 +83,10 @@ class Resize(Config):
             jitter: multiplied onto the result, the limit of the long side notwithstanding.
         """
         short_side = short_side or self.short_side
-        new_height, new_width = float(height), float(width)
-        if self.method == "torchvision":
+        if self.method == "torchvision" and self.fixed is None:
             scale = self._one_scale(height, width, short_side) * jitter
             return max(math.floor(height * scale), 1), max(math.floor(width * scale), 1)
+        new_height, new_width = self.fixed or (float(height), float(width))
         if short_side is not None:
             scale = short_side / min(height, width)
             new_height, new_width = (short_side, scale * width) if height < width else (scale * height, short_side)
@@ -98,8 +105,10 @@ class Resize(Config):
         return scale if self.long_side is None else min(scale, self.long_side / max(height, width))
 
     def factor(self, height: int, width: int) -> float:
-        """By how much a picture of this size is enlarged."""
+        """By how much a picture of this size is enlarged; where its shape changes, the root of its area."""
         new_height, new_width = self.size(height, width)
+        if self.fixed is not None:
+            return float(np.sqrt(new_height * new_width / (height * width)))
         return new_height / height if height > width else new_width / width
 
 

@@ -506,6 +506,20 @@ def test_a_factor_enlarges_both_sides_up_to_the_limit():
     assert Resize(short_side=100, long_side=120).factor(50, 80) == 1.5
 
 
+def test_a_fixed_size_is_that_of_every_picture_and_boxes_follow_it():
+    resize = Resize(fixed=(300, 200))
+    assert resize.size(33, 400) == resize.size(640, 480) == (300, 200)
+    assert Resize(fixed=(300, 200), method="torchvision").size(33, 400) == (300, 200)
+    assert resize.factor(75, 200) == 2.0
+    assert config.validate(Resize, resize.model_dump(mode="json", exclude_none=True)) == resize
+    boxes = np.array([[10, 20, 30, 60]], np.float32)
+    annotations = ImageAnnotations(1, boxes, np.array([0]), np.array([False]), None)
+    image = np.zeros((100, 50, 3), np.uint8)
+    pixels, targets = training(image, annotations, resize, Augment(flip=0), np.random.default_rng(0))
+    assert pixels.shape == (3, 300, 200)
+    assert targets.boxes.tolist() == [[40, 60, 120, 180]]
+
+
 def test_the_default_is_800_by_1333_and_a_short_side_alone_keeps_the_limit():
     assert (Resize().short_side, Resize().long_side) == (800, 1333)
     assert Resize(short_side=600).long_side == 1333
@@ -519,6 +533,8 @@ def test_the_default_is_800_by_1333_and_a_short_side_alone_keeps_the_limit():
     [
         (Resize, {"scale": 2.0, "short_side": 800}, "scale and short_side exclude each other"),
         (Resize, {"short_side": 1500}, "long_side (1333) is less than short_side (1500)"),
+        (Resize, {"fixed": [300, 300], "short_side": 800}, "fixed stands alone"),
+        (Resize, {"fixed": [300, 300], "scale": 2.0}, "fixed stands alone"),
         (Resize, {"scale": 0}, "scale: input should be greater than 0"),
         (Resize, {"short_side": 0}, "short_side: input should be greater than or equal to 1"),
         (Resize, {"shortside": 3}, "did you mean 'short_side'"),
