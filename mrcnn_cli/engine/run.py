@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mrcnn_cli import _C
 from mrcnn_cli import config as recipes
@@ -59,6 +59,21 @@ class RunConfig(Config):
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="after")
+    def _of_the_models_size(self) -> "RunConfig":
+        size = getattr(self.model, "input_size", None)
+        if size is None:
+            return self
+        fixed, augment = self.data.resize.fixed, self.data.augment
+        if fixed != (size, size) or self.data.size_divisor != size:
+            raise ValueError(
+                f"{self.model.name} sees images of {size} x {size} alone: set data.resize = {{fixed = [{size}, "
+                f"{size}]}} and data.size_divisor = {size}"
+            )
+        if augment.scale[1] > 1 and augment.crop != size:
+            raise ValueError(f"data.augment.scale enlarges images that must stay {size} x {size}: set crop = {size}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig
 from mrcnn_cli.models.panoptic_fpn import PanopticFPN, PanopticFPNConfig
 from mrcnn_cli.models.proposal_network import ProposalNetwork, ProposalNetworkConfig
 from mrcnn_cli.models.retinanet import RetinaNet, RetinaNetConfig
+from mrcnn_cli.models.ssd import SSD, SSDConfig
 
 MODELS = {
     "cascade_rcnn": CascadeRCNN,
@@ -23,6 +24,7 @@ MODELS = {
     "panoptic_fpn": PanopticFPN,
     "proposal_network": ProposalNetwork,
     "retinanet": RetinaNet,
+    "ssd": SSD,
 }
 
 ModelConfig = Annotated[
@@ -33,7 +35,8 @@ ModelConfig = Annotated[
     | KeypointRCNNConfig
     | PanopticFPNConfig
     | ProposalNetworkConfig
-    | RetinaNetConfig,
+    | RetinaNetConfig
+    | SSDConfig,
     Field(discriminator="name"),
 ]
 
