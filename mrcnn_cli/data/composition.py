@@ -58,7 +58,7 @@ class _Object:
         moved = replace(self, box=box).shifted(-window[0], -window[1])
         if moved.keypoints is not None:
             at, limits = moved.keypoints[:, :2], np.subtract(window[2:], window[:2])
-            shown = np.logical_and(at >= 0, at <= limits).all(axis=1)
+            shown = np.all((at >= 0) & (at <= limits), axis=1)
             moved = replace(moved, keypoints=np.where(shown[:, None], moved.keypoints, 0))
         if moved.mask is None:
             whole, left = (math.prod(sides[2:] - sides[:2]) for sides in (self.box, box))
