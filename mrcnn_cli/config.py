@@ -135,6 +135,8 @@ def _describe(schema: type[Config], problem: Any) -> str:
         if isinstance(part, int):
             keys[-1] += f"[{part}]"
             continue
+        if "[" in part:  # a type, such as tuple[float, ...]: one of several that a value may have
+            continue
         keys.append(str(part))
         fields = getattr(inner, "model_fields", {})
         if part not in fields:

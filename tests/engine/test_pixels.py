@@ -155,6 +155,8 @@ def test_a_checkpoint_of_before_there_were_channels_is_one_of_three(folder, tmp_
     ("table", "words"),
     [
         ({"mean": "auto"}, "mean and deviation are computed together"),
+        ({"mean": "imagenet"}, "^config: mean: input should be a valid tuple, got 'imagenet'"),
+        ({"mean": [1.0, "a"]}, r"^config: mean\[1\]: input should be a valid number"),
         ({"mean": [1.0]}, "one value per channel each"),
         ({"mean": [], "deviation": []}, "one value per channel each"),
         ({"mean": [1.0], "deviation": [0.0]}, "deviation must be positive"),
