@@ -11,9 +11,8 @@ import torch
 from mrcnn_cli.engine.foreign import detectron2
 from mrcnn_cli.engine.foreign.layouts import (
     background_last,
-    box_sizes_before_ratios,
     boxes_without_background,
-    sizes_before_ratios,
+    size_by_size,
     without_background,
 )
 from mrcnn_cli.engine.foreign.names import Renamed, Row, Table
@@ -53,9 +52,9 @@ _LAYERS: tuple[Any, ...] = (
     ("conv_rpn_fpn2", "rpn.convs.0"),
     ("conv_rpn", "rpn.convs.0"),
     ("rpn_cls_logits_fpn2", "rpn.logits"),
-    ("rpn_cls_logits", "rpn.logits", sizes_before_ratios),
+    ("rpn_cls_logits", "rpn.logits", size_by_size()),
     ("rpn_bbox_pred_fpn2", "rpn.deltas"),
-    ("rpn_bbox_pred", "rpn.deltas", box_sizes_before_ratios),
+    ("rpn_bbox_pred", "rpn.deltas", size_by_size(4)),
     # boxes
     ("head_conv{index+1}", "box_head.convs.{index}"),
     ("fc{index+6}", "box_head.fcs.{index}"),

@@ -1,5 +1,7 @@
 """Tensors laid out as here: background last, one size of anchors after the other."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,18 +23,12 @@ def boxes_without_background(tensor: Tensor) -> Tensor:
     return tensor[4:]
 
 
-def sizes_before_ratios(tensor: Tensor) -> Tensor:
-    """One row per anchor, sizes slower than ratios, of rows with ratios slower than sizes."""
-    return _regrouped(tensor, 1)
+def size_by_size(values: int = 1) -> Callable[[Tensor], Tensor]:
+    """Rows per anchor, `values` each, which are in the order ratio, size, in the order size, ratio."""
 
+    def change(tensor: Tensor) -> Tensor:
+        if len(tensor) % (RATIOS * values):  # other ratios than published models have, of which nothing is known
+            return tensor
+        return tensor.unflatten(0, (RATIOS, -1, values)).transpose(0, 1).flatten(0, 2)
 
-def box_sizes_before_ratios(tensor: Tensor) -> Tensor:
-    """As `sizes_before_ratios`, with four rows per anchor."""
-    return _regrouped(tensor, 4)
-
-
-def _regrouped(tensor: Tensor, rows: int) -> Tensor:
-    sizes = len(tensor) // (RATIOS * rows)
-    if RATIOS * sizes * rows != len(tensor):  # other anchors than published models have: their order is not known
-        return tensor
-    return tensor.unflatten(0, (RATIOS, sizes, rows)).transpose(0, 1).flatten(0, 2)
+    return change

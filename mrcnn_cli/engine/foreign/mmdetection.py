@@ -3,7 +3,7 @@
 from typing import Any
 
 from mrcnn_cli.engine.foreign import detectron2
-from mrcnn_cli.engine.foreign.layouts import box_sizes_before_ratios, sizes_before_ratios
+from mrcnn_cli.engine.foreign.layouts import size_by_size
 from mrcnn_cli.engine.foreign.names import Renamed, Table
 
 NAME = "MMDetection"
@@ -33,8 +33,8 @@ NAMES: Table = (
     *_modules("neck.fpn_convs.{level}", "fpn.outputs.{level}"),
     ("rpn_head.rpn_conv.{part}", "rpn.convs.0.{part}"),
     ("rpn_head.rpn_conv.{index}.conv.{*}", "rpn.convs.{index}.{*}"),
-    ("rpn_head.rpn_cls.{*}", "rpn.logits.{*}", sizes_before_ratios),
-    ("rpn_head.rpn_reg.{*}", "rpn.deltas.{*}", box_sizes_before_ratios),
+    ("rpn_head.rpn_cls.{*}", "rpn.logits.{*}", size_by_size()),
+    ("rpn_head.rpn_reg.{*}", "rpn.deltas.{*}", size_by_size(4)),
     *_modules("roi_head.bbox_head.shared_convs.{index}", "box_head.convs.{index}"),
     ("roi_head.bbox_head.shared_fcs.{index}.{*}", "box_head.fcs.{index}.{*}"),
     ("roi_head.bbox_head.fc_cls.{*}", "box_head.logits.{*}"),
@@ -45,7 +45,7 @@ NAMES: Table = (
     *_modules("bbox_head.cls_convs.{index}", "retina_head.class_convs.{index}"),
     *_modules("bbox_head.reg_convs.{index}", "retina_head.box_convs.{index}"),
     ("bbox_head.retina_cls.{*}", "retina_head.logits.{*}"),
-    ("bbox_head.retina_reg.{*}", "retina_head.deltas.{*}", box_sizes_before_ratios),
+    ("bbox_head.retina_reg.{*}", "retina_head.deltas.{*}", size_by_size(4)),
 )
 
 # Of its models with backbones in "pytorch" style; those in "caffe" style have the pixels and strides of Detectron2.
@@ -83,8 +83,7 @@ def complete(renamed: Renamed) -> None:
         name = f"retina_head.logits.{part}"
         if name in tensors:
             anchors = len(tensors["retina_head.deltas.bias"]) // 4
-            by_anchor = tensors[name].unflatten(0, (anchors, -1))
-            tensors[name] = sizes_before_ratios(by_anchor).flatten(0, 1)
+            tensors[name] = size_by_size(len(tensors[name]) // anchors)(tensors[name])
 
 
 categories = detectron2.categories

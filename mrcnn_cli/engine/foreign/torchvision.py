@@ -5,9 +5,8 @@ from typing import Any
 from mrcnn_cli.engine.foreign.categories import coco_keypoints, coco_slots, numbered
 from mrcnn_cli.engine.foreign.layouts import (
     background_last,
-    box_sizes_before_ratios,
     boxes_without_background,
-    sizes_before_ratios,
+    size_by_size,
     without_background,
 )
 from mrcnn_cli.engine.foreign.names import Table
@@ -39,8 +38,8 @@ NAMES: Table = (
     # the region proposal network
     ("rpn.head.conv.{index}.0.{*}", "rpn.convs.{index}.{*}"),
     ("rpn.head.conv.{part}", "rpn.convs.0.{part}"),
-    ("rpn.head.cls_logits.{*}", "rpn.logits.{*}", sizes_before_ratios),
-    ("rpn.head.bbox_pred.{*}", "rpn.deltas.{*}", box_sizes_before_ratios),
+    ("rpn.head.cls_logits.{*}", "rpn.logits.{*}", size_by_size()),
+    ("rpn.head.bbox_pred.{*}", "rpn.deltas.{*}", size_by_size(4)),
     # boxes
     ("roi_heads.box_head.fc{index+6}.{*}", "box_head.fcs.{index}.{*}"),
     ("roi_heads.box_head.{index}.0.{*}", "box_head.convs.{index}.{*}"),
