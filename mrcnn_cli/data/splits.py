@@ -20,7 +20,7 @@ def stratified(
     Args:
         classes: per picture the classes of its objects.
         groups: per picture a key; pictures with the same one go to the same split.
-        shares: split -> the part of the pictures that it should have; they add up to 1.
+        shares: split -> the part of the pictures that it should have; they add up to 1. Of equals the first is taken.
         seed: of the order in which equals are taken.
 
     Returns:

@@ -242,6 +242,7 @@ def divide(
     for picture in collection.pictures:
         picture.split = (picture.split or "train") if own else "train"
     shares = {
+        "train": 1.0,  # first: of equals it is taken
         "val": 0.0 if "val" in own else VAL_SHARE if val is None else val,
         "test": 0.0 if "test" in own else 0.0 if test is None else test,
     }
@@ -249,7 +250,7 @@ def divide(
         if share and name in own:
             raise UserError(f"--{name} {share}: the source has a split '{name}' already; leave it out or add --resplit")
     candidates = [picture for picture in collection.pictures if picture.split == "train"]
-    shares["train"] = 1 - sum(shares.values())
+    shares["train"] -= shares["val"] + shares["test"]
     if shares["train"] <= 0:
         raise UserError(f"--val and --test: {1 - shares['train']:g} of the images leave none to learn from")
     notes = [f"splits   the source's own: {', '.join(sorted(map(str, own)))}"] if own else []

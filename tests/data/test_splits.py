@@ -59,3 +59,7 @@ def test_every_split_gets_a_picture_as_long_as_there_are_enough(count):
     splits = stratified([["a"]] * count, [str(place) for place in range(count)], {"train": 0.9, "val": 0.1}, 0)
     assert set(splits) == {"train", "val"}
     assert Counter(splits)["val"] == 1
+
+
+def test_a_single_group_is_learnt_from():
+    assert stratified([["a"], ["a"]], ["x", "x"], {"train": 0.5, "val": 0.5}, 0) == ["train", "train"]

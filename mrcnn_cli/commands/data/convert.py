@@ -19,7 +19,7 @@ from mrcnn_cli.commands.data.prepare import read_source, report, say_faults, sho
 @source_options
 @click.option("--to", "target", required=True, metavar="FORMAT", help="coco, yolo, voc, labelme or rle-csv.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder that is written."
+    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder that is written."
 )
 @click.option("--copy", is_flag=True, help="Copy the images instead of linking to them.")
 @json_option

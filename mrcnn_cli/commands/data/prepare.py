@@ -91,7 +91,7 @@ def source_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 )
 @source_options
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder that is written."
+    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The folder that is written."
 )
 @click.option(
     "--val",

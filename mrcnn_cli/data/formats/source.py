@@ -69,9 +69,12 @@ class Source:
 
     @cached_property
     def pictures(self) -> list[Path]:
-        """All files below the folders of images that are called like images, sorted."""
-        roots = [self.images] if self.images is not None else [self.root]
-        files = self.files if roots == [self.path] else [path for root in roots for path in self._walk(root)]
+        """All files below the folder of images that are called like images, sorted."""
+        return self.pictures_in(self.root if self.images is None else self.images)
+
+    def pictures_in(self, folder: Path) -> list[Path]:
+        """The files below a folder that are called like images, sorted."""
+        files = self.files if folder == self.path else self._walk(folder)
         return [path for path in files if path.suffix.lower() in SUFFIXES]
 
     def json(self, path: Path) -> Any:
@@ -145,11 +148,14 @@ class Source:
         return _grouped((path.stem, path) for path in self.pictures)
 
     def _walk(self, root: Path) -> Iterator[Path]:
+        seen = {self.skip}  # links may lead back
         for folder, names, files in os.walk(root, followlinks=True):
             names[:] = sorted(name for name in names if not name.startswith((".", "__MACOSX")))
-            if self.skip is not None and Path(folder).resolve() == self.skip:
+            where = Path(folder).resolve()
+            if where in seen:
                 names.clear()
                 continue
+            seen.add(where)
             yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 

@@ -4,6 +4,7 @@ Darknet's obj.data and obj.names, the data.yaml of later versions (https://docs.
 bare folders of labels are read.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +117,7 @@ def _images(
                 continue
             named = True
             if place.is_dir():
-                inside = [path for path in source.pictures if place in path.parents]
+                inside = source.pictures_in(place)
                 yield from ((path, split) for path in inside)
                 if not inside:
                     reading.faults.append(f"{place}: named as '{key}' but has no images")
@@ -138,7 +139,7 @@ def _place(root: Path, entry: str) -> Path | None:
     """Where a setting's path lies; exporters write it from several points of view."""
     for place in (root / entry, root / re.sub(r"^(\.\./)+", "", entry), root / Path(entry).name):
         if place.exists():
-            return place
+            return Path(os.path.normpath(place))
     return None
 
 

@@ -133,6 +133,13 @@ def test_several_images_that_could_be_meant_are_a_fault(write, paint, read, tmp_
     assert read(tmp_path, tmp_path / "x").faults == []
 
 
+def test_links_that_lead_in_circles_end(write, paint, read, tmp_path):
+    paint("images/a.png")
+    write("annotations.csv", "a.png,1,2,3,4,cat\n")
+    (tmp_path / "images" / "back").symlink_to(tmp_path, target_is_directory=True)
+    assert [picture.path for picture in read(tmp_path).pictures] == [tmp_path / "images" / "a.png"]
+
+
 def test_numbers_may_have_a_decimal_comma_and_must_be_finite():
     assert [number("1,5"), number(" 2.5 "), number("-3")] == [1.5, 2.5, -3.0]
     for text in ("nan", "inf", "", None, "x"):

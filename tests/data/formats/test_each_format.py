@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.dataset_file import read_dataset_file
 from mrcnn_cli.data.formats.collection import to_bitmap
 from mrcnn_cli.data.formats.label_maps import components
 from mrcnn_cli.data.formats.tfrecord import masked_checksum, parse_example
+from mrcnn_cli.engine.prepare import collect, prepare
 
 HEIGHT, WIDTH = 40, 60
 
@@ -45,6 +48,15 @@ def test_yolo_takes_classes_splits_and_polygons_from_data_yaml(paint, write, rea
     ]
     assert found.instances[0].box == (15, 10, 45, 30)
     assert found.instances[1].segmentation == [[6, 4, 30, 4, 30, 20, 6, 20]]
+
+
+def test_yolo_finds_images_outside_of_the_folder_of_data_yaml(paint, write, read, tmp_path):
+    paint("datasets/coco/images/train/a.png")
+    write("datasets/coco/labels/train/a.txt", "0 0.5 0.5 0.5 0.5\n")
+    path = write("cfg/data.yaml", "path: ../datasets/coco\ntrain: images/train\nnames: [cat]\n")
+    found = read(path)
+    assert (found.faults, len(found.instances)) == ([], 1)
+    assert ".." not in str(found.pictures[0].path)
 
 
 def test_yolo_without_a_label_file_is_background(paint, write, read, tmp_path):
@@ -385,6 +397,19 @@ def test_tfrecord_is_read_without_tensorflow(tfrecord, read, tmp_path):
     assert covers(cat, mask(4, 10, 3, 18))
     assert found.pictures[1].embedded() == image
     assert found.pictures[1].path == path.with_name("a.png")  # never outside of the folder
+
+
+def test_pictures_inside_records_are_written_beside_the_annotations(tfrecord, tmp_path):
+    _, image = tfrecord
+    out = tmp_path.parent / f"{tmp_path.name}_prepared"
+    prepare(collect(tmp_path), tmp_path, out, val=0.5)
+    split = read_dataset_file(out).splits["train"]
+    written = Dataset.read(split.images, split.annotations)
+    assert split.images == out.resolve() / "train"
+    assert [record.file_name for record in written.images] == ["a.png", "a_2.png"]
+    assert written.images[0].path.read_bytes() == image
+    assert written.read_image(0).shape == (HEIGHT, WIDTH, 3)
+    assert written.has_masks
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.75])
