@@ -118,6 +118,8 @@ def _part(label: str, shape: dict[str, Any], picture: Picture) -> Instance:
     kind = shape.get("shape_type") or "polygon"
     if kind == "mask":
         left, top = (round(value) for value in points.min(axis=0))
+        if left < 0 or top < 0:
+            raise ValueError("its mask begins outside of the image")
         pixels = read_mask(base64.b64decode(shape["mask"]))
         mask = np.zeros((picture.height, picture.width), bool)
         room = mask[top : top + pixels.shape[0], left : left + pixels.shape[1]]

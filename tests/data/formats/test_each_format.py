@@ -112,6 +112,7 @@ def test_labelme_reads_groups_circles_bitmaps_and_embedded_images(paint, write, 
         {"label": "dog", "points": [[30, 20], [35, 20]], "shape_type": "circle", "flags": {"old": True, "wet": False}},
         {"label": "dog", "points": [[50, 30], [53, 34]], "shape_type": "mask", "mask": piece},
         {"label": "dog", "points": [[4, 4]], "shape_type": "point"},
+        {"label": "dog", "points": [[-3, 30], [0, 34]], "shape_type": "mask", "mask": piece},
     ]
     size = {"imageHeight": HEIGHT, "imageWidth": WIDTH, "imageData": base64.b64encode(image).decode()}
     write("a.json", {"shapes": shapes, "imagePath": "..\\photos\\a.png", **size})
@@ -125,6 +126,7 @@ def test_labelme_reads_groups_circles_bitmaps_and_embedded_images(paint, write, 
     assert bitmap.box == (50, 30, 54, 35)
     assert found.notes[0].startswith("1 shape without an area (point) left out")
     assert found.pictures[0].embedded() == image
+    assert found.faults == [f"{tmp_path}/a.json: shape 5 (dog): its mask begins outside of the image"]
 
 
 @pytest.mark.parametrize("project", [False, True])
