@@ -141,6 +141,24 @@ def _skeleton(given: Any, names: Sequence[str]) -> tuple[Pairs, str | None]:
     return tuple(pairs), None
 
 
+def visible_points(given: Any, offset: float, threshold: float = 0.0) -> list[tuple[float, float] | None]:
+    """Where the keypoints of a COCO annotation or result lie, to be looked at: None for those that are not labelled, of
+    too low a score or not finite; [] where the values are faulty.
+
+    Args:
+        given: x, y, visibility or score of each.
+        offset: from these coordinates to continuous ones.
+        threshold: visibility or score that is too low.
+    """
+    if not isinstance(given, list) or len(given) % 3 or not {int, float}.issuperset(map(type, given)):
+        return []
+    points: list[tuple[float, float] | None] = []
+    for x, y, sure in zip(given[0::3], given[1::3], given[2::3], strict=True):
+        shown_here = max(abs(x), abs(y)) < 1e9 and sure > threshold
+        points.append((x + offset, y + offset) if shown_here else None)
+    return points
+
+
 def read_object(given: Any, names: Sequence[str], where: str) -> tuple[list[float], int]:
     """The keypoints of one annotation as in the file, [x, y, visibility, ...], and how many of them were not finite.
 

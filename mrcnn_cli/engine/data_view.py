@@ -16,14 +16,16 @@ from mrcnn_cli.data.check.tables import Split, Table
 from mrcnn_cli.data.coco import Dataset, without_collecting
 from mrcnn_cli.data.dataset_file import EVALUATION_SPLITS
 from mrcnn_cli.data.image import as_rgb, preview
+from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, visible_points
 from mrcnn_cli.data.loader import training_batches
 from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.engine.data_check import Progress, Source, read_splits
 from mrcnn_cli.engine.found import judged, read_predictions
 from mrcnn_cli.engine.mask_paths import mask_path
-from mrcnn_cli.engine.run import RunConfig
+from mrcnn_cli.engine.run import RunConfig, wanted_keypoints
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, write_gallery
+from mrcnn_cli.views.skeleton import PLAIN, Skeleton
 
 SIDES = (1024, 768, 512, 384, 256, 192, 160)  # pixels of the longest side of the pictures in the page
 BUDGET = 64 * 2**20  # bytes of pictures in the page, where no side is given
@@ -94,7 +96,8 @@ def view_data(
     judged_by = f"predictions of {predictions.name} from score {score:g} on" if predictions is not None else ""
     names = ", ".join(name for name in source.splits if name != source.name)
     about = "; ".join(part for part in (names, shown, judged_by) if part)
-    size = _write(out, exhibits, source.name, about, [split.name for split in splits], classes)
+    named = [split.name for split in splits]
+    size = _write(out, exhibits, source.name, about, named, classes, skeleton=_skeleton(tables))
     return Page(out, len(paths), left_out, chosen_side, size)
 
 
@@ -110,7 +113,8 @@ def view_samples(
     split = source.splits[name]
     assert split.images is not None
     assert split.annotations is not None
-    dataset = Dataset.read(split.images, split.annotations, classes=config.data.classes)
+    keypoints = wanted_keypoints(config)
+    dataset = Dataset.read(split.images, split.annotations, classes=config.data.classes, keypoints=keypoints)
     dataset.check_trainable()
     names = {record.id: record.file_name for record in dataset.images}
 
@@ -123,9 +127,14 @@ def view_samples(
             if targets.masks is not None:
                 matrix = targets.masks.matrix.numpy()
                 paths = [mask_path(mask, matrix) for mask in targets.masks.segmentations]
+            points: list[Any] = [()] * len(targets)
+            if targets.keypoints is not None:
+                points = [visible_points(values, 0.0) for values in targets.keypoints.flatten(1).tolist()]
             shapes = [
-                Shape(label, tuple(box), path)
-                for label, box, path in zip(targets.labels.tolist(), targets.boxes.tolist(), paths, strict=True)
+                Shape(label, tuple(box), path, keypoints=marks)
+                for label, box, path, marks in zip(
+                    targets.labels.tolist(), targets.boxes.tolist(), paths, points, strict=True
+                )
             ]
             shapes += [Shape(0, tuple(box), name="ignored", crowd=True) for box in targets.crowds.tolist()]
             title = f"sample {number + 1}: {names.get(targets.image_id, 'of several pictures')}"
@@ -134,7 +143,8 @@ def view_samples(
                 progress(number + 1, count)
 
     about = f"the first {count:,} training samples of {recipe}, seed {config.train.seed}, as the network sees them"
-    size = _write(out, samples(), source.name, about, [name], list(dataset.classes), clip=True)
+    skeleton = _drawn_as(dataset.keypoints)
+    size = _write(out, samples(), source.name, about, [name], list(dataset.classes), clip=True, skeleton=skeleton)
     return Page(out, count, 0, 0, size)
 
 
@@ -146,10 +156,19 @@ def _write(
     splits: Sequence[str],
     classes: Sequence[str],
     clip: bool = False,
+    skeleton: Skeleton = PLAIN,
 ) -> int:
     severities = {name: fault.severity for name, fault in FAULTS.items()}
     return write_gallery(
-        out, exhibits, title=title, about=about, splits=splits, classes=classes, faults=severities, clip=clip
+        out,
+        exhibits,
+        title=title,
+        about=about,
+        splits=splits,
+        classes=classes,
+        faults=severities,
+        clip=clip,
+        skeleton=skeleton,
     )
 
 
@@ -194,9 +213,27 @@ def _shapes(table: Table, classes: Sequence[str], faults: dict[int, list[str]]) 
         wrong = tuple(faults.get(int(table.places[a]), ()))
         name = f"annotation {table.ids[a]}" if table.ids[a] >= 0 else ""
         label = labels[int(table.category[a])]
-        shape = Shape(label, tuple(boxes[a].tolist()), path, name, bool(table.crowd[a]), faults=wrong)
+        points = visible_points(table.entry(a).get("keypoints"), KeypointsConfig().offset)
+        box, crowd = tuple(boxes[a].tolist()), bool(table.crowd[a])
+        shape = Shape(label, box, path, name, crowd, faults=wrong, keypoints=points)
         shapes[table.image[a]].append(shape)
     return shapes
+
+
+def _skeleton(tables: Sequence[Table]) -> Skeleton:
+    """Names and lines of the keypoints, of the first file that names them as it should."""
+    for table in tables:
+        try:
+            keypoints, _ = read_categories(table.split.path, table.split.content["categories"], KeypointsConfig())
+        except UserError:
+            continue
+        if keypoints is not None:
+            return _drawn_as(keypoints)
+    return PLAIN
+
+
+def _drawn_as(keypoints: KeypointsConfig | None) -> Skeleton:
+    return PLAIN if keypoints is None else Skeleton(keypoints.names or (), keypoints.lines())
 
 
 def _thinned(splits: Sequence[Split], limit: int) -> tuple[list[Split], int]:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from mrcnn_cli.data.check.tables import Table
+from mrcnn_cli.data.keypoints import KeypointsConfig, visible_points
 from mrcnn_cli.data.shape_faults import NUMBERS, finite, read_runs, whole
 from mrcnn_cli.engine.mask_paths import mask_path
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Shape
+from mrcnn_cli.views.skeleton import Skeleton
 
 FOUND_IOU = 0.5  # of boxes
 IN_CROWD = 0.5  # share of a prediction that lies in a crowd, from which on it is not judged
@@ -64,7 +66,9 @@ def read_predictions(path: Path, table: Table, score: float) -> dict[int, list[S
             continue
         outline = _path(entry.get("segmentation"), (image.height, image.width), f"{path}: entry {place}")
         label = names.index(table.categories[category])
-        found.setdefault(image.id, []).append(Shape(label, box, outline, score=float(how_sure)))
+        points = visible_points(entry.get("keypoints"), KeypointsConfig().offset, Skeleton().threshold)
+        shape = Shape(label, box, outline, score=float(how_sure), keypoints=points)
+        found.setdefault(image.id, []).append(shape)
     if strangers == len(entries) and entries:
         raise UserError(
             f"{path}: no entry belongs to an image of {table.split.path}; name predictions for this data set"

@@ -13,7 +13,7 @@ const ORDERS = {
   "most faults first": (a, b) => b.faults.length - a.faults.length,
   "most mistakes first": (a, b) => b.missed + b.wrong - a.missed - a.wrong,
 };
-const switches = { masks: true, boxes: false, names: false, truth: true, predictions: true, "by-class": shared.classes.length > 1 };
+const switches = { masks: true, boxes: false, keypoints: true, names: false, truth: true, predictions: true, "by-class": shared.classes.length > 1 };
 const $ = (id) => document.getElementById(id);
 let shown = images, page = 0, opened = null, chosen = null, view = null;
 
@@ -32,8 +32,8 @@ function svg(tag, attributes = {}, ...children) {
 
 function content(number) {
   const data = JSON.parse($(`image-${number}`).textContent);
-  const shapes = (rows) => rows && rows.map(([label, colour, x, y, width, height, path, name, crowd, score, missed, faults]) =>
-    ({ label, colour, x, y, width, height, path, name, crowd, score, missed, faults }));
+  const shapes = (rows) => rows && rows.map(([label, colour, x, y, width, height, path, name, crowd, score, missed, faults, keypoints]) =>
+    ({ label, colour, x, y, width, height, path, name, crowd, score, missed, faults, keypoints }));
   return { ...data, objects: shapes(data.objects), predictions: shapes(data.predictions) };
 }
 
@@ -50,8 +50,23 @@ function drawn(shape, index, kind) {
   label.textContent = said(shape);
   group.append(label, svg("title"));
   group.lastChild.textContent = [said(shape), shape.name, ...shape.faults].filter(Boolean).join("\n");
+  group.append(...marked(shape));
   if (!wanted(shape)) group.style.opacity = .12;
   return group;
+}
+
+// The keypoints: lines of no length with round ends are dots, of the same size at every zoom.
+function marked(shape) {
+  const points = shape.keypoints, lines = shared.lines.filter(([one, other]) => points[one] && points[other]);
+  const d = lines.map(([one, other]) => `M${points[one].join(" ")}L${points[other].join(" ")}`).join("");
+  const dots = points.map((point, place) => {
+    if (!point) return null;
+    const colour = shared.colours[(place + 1) % shared.colours.length], at = `M${point.join(" ")}h0`;
+    const dot = svg("g", { class: "dot", style: `--colour:${colour}` }, svg("path", { class: "rim", d: at }), svg("path", { d: at }), svg("title"));
+    dot.lastChild.textContent = shared.keypoints[place] ?? `keypoint ${place + 1}`;
+    return dot;
+  });
+  return [...(d ? [svg("path", { class: "bones rim", d }), svg("path", { class: "bones", d })] : []), ...dots.filter(Boolean)];
 }
 
 function said(shape) {
@@ -350,6 +365,7 @@ function begin() {
   options("found", "all", predicted ? [["missed", "objects were missed"], ["wrong", "false predictions"]] : []);
   $("order").replaceChildren(...Object.keys(ORDERS).filter((name) => predicted || !name.includes("mistakes")).map((name) => element("option", { value: name, textContent: name })));
   for (const name of ["truth", "predictions"]) document.querySelector(`[data-switch="${name}"]`).hidden = !predicted;
+  document.querySelector('[data-switch="keypoints"]').hidden = shared.keypoints.length === 0;
   document.querySelector('[data-switch="by-class"]').hidden = shared.classes.length < 2;
   $("name").addEventListener("input", filter);
   for (const list of $("filters").querySelectorAll("select")) list.addEventListener("change", filter);
@@ -379,7 +395,7 @@ function theme() {
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 }
 
-const LETTERS = { m: "masks", b: "boxes", n: "names", t: "truth", p: "predictions", c: "by-class" };
+const LETTERS = { m: "masks", b: "boxes", n: "names", s: "keypoints", t: "truth", p: "predictions", c: "by-class" };
 
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select") && event.key !== "Escape") return;

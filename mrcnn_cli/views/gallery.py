@@ -18,6 +18,7 @@ from PIL import Image
 
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.colours import choose, palette
+from mrcnn_cli.views.skeleton import PLAIN, Skeleton
 
 HERE = Path(__file__).parent
 PER_PAGE = 100  # pictures shown at once
@@ -37,6 +38,7 @@ class Shape:
         score: of a prediction, else None.
         missed: a true object that no prediction found, or a prediction where nothing is.
         faults: what is wrong with it, in words.
+        keypoints: x, y of each, None where it is not to be shown.
     """
 
     label: int
@@ -47,6 +49,7 @@ class Shape:
     score: float | None = None
     missed: bool = False
     faults: tuple[str, ...] = ()
+    keypoints: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def write_gallery(
     classes: Sequence[str],
     faults: Mapping[str, str],
     clip: bool = False,
+    skeleton: Skeleton = PLAIN,
 ) -> int:
     """Write the page, whole or not at all; its size in bytes.
 
@@ -118,12 +122,14 @@ def write_gallery(
         classes: names in label order.
         faults: name of a fault -> its severity.
         clip: do not draw what leaves the pictures.
+        skeleton: names of the keypoints, and which of them are joined by a line.
 
     Raises:
         UserError: the file cannot be written.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shared = {"title": title, "about": about, "splits": splits, "classes": classes, "faults": faults, "clip": clip}
+    shared |= {"keypoints": list(skeleton.names), "lines": list(skeleton.lines)}
     try:
         with open(aside, "w", encoding="utf-8") as file:
             _write(file, exhibits, shared)
@@ -180,7 +186,7 @@ def _content(exhibit: Exhibit) -> dict[str, Any]:
 
 
 def _shapes(shapes: Sequence[Shape]) -> list[list[Any]]:
-    """label, colour, x, y, width, height, path, name, crowd, score, missed, faults."""
+    """label, colour, x, y, width, height, path, name, crowd, score, missed, faults, keypoints."""
     colours = choose(np.array([shape.box for shape in shapes], np.float64).reshape(-1, 4)).tolist()
     rows: list[list[Any]] = []
     for shape, colour in zip(shapes, colours, strict=True):
@@ -188,7 +194,8 @@ def _shapes(shapes: Sequence[Shape]) -> list[list[Any]]:
         score = None if shape.score is None else round(shape.score, 3)
         box = [x1, y1, round(x2 - x1, 1), round(y2 - y1, 1)]
         flags = [int(shape.crowd), score, int(shape.missed)]
-        rows.append([shape.label, colour, *box, shape.path, shape.name, *flags, list(shape.faults)])
+        points = [point and (round(point[0], 1), round(point[1], 1)) for point in shape.keypoints]
+        rows.append([shape.label, colour, *box, shape.path, shape.name, *flags, list(shape.faults), points])
     return rows
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from mrcnn_cli.structures import Detections
 from mrcnn_cli.views import canvas, colours, masks
-from mrcnn_cli.views.skeleton import Skeleton, draw_keypoints, draw_legend
+from mrcnn_cli.views.skeleton import PLAIN, Skeleton, draw_keypoints, draw_legend
 
 LONG_SIDE = 768  # pixels that a small picture is enlarged to
 FEW = 8  # objects that are labelled however small they are
@@ -19,7 +19,6 @@ MANY = 16  # objects of one class from which a count says more than their labels
 OVERLAP = 0.08  # of a label, by which it may hide another
 FILL = 0.36  # opacity
 HALO = 0.6  # opacity of the dark line around each contour, which sets it off from a bright picture
-PLAIN = Skeleton()  # dots alone
 SPACE = 14  # pixels between the panels of a comparison or a sheet
 
 

@@ -28,6 +28,9 @@ class Skeleton:
     threshold: float = 0.05
 
 
+PLAIN = Skeleton()  # dots alone
+
+
 def draw_keypoints(
     picture: Image.Image, keypoints: np.ndarray, boxes: np.ndarray, paints: np.ndarray, skeleton: Skeleton
 ) -> None:

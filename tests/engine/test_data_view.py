@@ -65,7 +65,7 @@ def test_faults_stand_at_their_image_and_their_object(data, tmp_path):
         [],
     ]
     assert pictures[0]["faults"] == [["area-disagrees", "annotation 1: its area is 900, that of its mask is 256"]]
-    assert [len(shape[-1]) for shape in pictures[0]["objects"]] == [1, 0, 0]
+    assert [len(shape[-2]) for shape in pictures[0]["objects"]] == [1, 0, 0]
     assert len(pictures[1]["objects"]) == 3  # the one with the box outside is drawn by its mask
     assert pictures[2]["image"] == ""
 

@@ -1,15 +1,18 @@
 """Keypoint R-CNN from the data to the pictures: what a run checks, and what it leaves behind."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mrcnn_cli.data.coco import Dataset
-from mrcnn_cli.data.loader import training_batches
+from mrcnn_cli.data.loader import SplitConfig, training_batches
 from mrcnn_cli.engine import library
 from mrcnn_cli.engine.checkpoint import load
+from mrcnn_cli.engine.data_check import Source
+from mrcnn_cli.engine.data_view import view_data, view_samples
 from mrcnn_cli.engine.evaluate import evaluate
 from mrcnn_cli.engine.files import read_rows
 from mrcnn_cli.engine.predict import predict_files
@@ -221,3 +224,36 @@ def test_resuming_goes_on_with_the_keypoints_of_the_run(trained):
     config = read_config(folder, ["train.steps=3"])
     assert config.data.keypoints.names == tuple(NAMES)
     assert prepare(config, folder, "cpu").config.model.num_keypoints == 4
+
+
+def blocks(page):
+    """The JSON of a page of `mrcnn data view`: what all share, and each picture's."""
+    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', page.read_text(), re.S)
+    return {name: json.loads(text) for name, text in found}
+
+
+def test_the_page_of_a_data_set_shows_its_keypoints_and_those_of_predictions(mice, tmp_path):
+    mice.content["annotations"][2]["keypoints"] = "faulty"
+    mice.overrides()
+    annotation = mice.content["annotations"][0]
+    x, y = annotation["keypoints"][:2]
+    entry = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+    found = {**entry, "score": 0.9, "keypoints": [x, y, 0.9, x, y, 0.01, x, y, 0.5, x, y, float("nan")]}
+    (tmp_path / "found.json").write_text(json.dumps([found]))
+    source = Source("mice", {"val": SplitConfig(**mice.split())})
+    view_data(source, tmp_path / "page.html", limit=10, predictions=tmp_path / "found.json", workers=0)
+    page = blocks(tmp_path / "page.html")
+    assert page["index"]["keypoints"] == NAMES
+    assert page["index"]["lines"] == [[0, 1], [0, 2], [1, 3], [2, 3]]
+    assert page["image-0"]["objects"][0][-1][0] == [x + 0.5, y + 0.5]
+    assert page["image-0"]["predictions"][0][-1] == [[x + 0.5, y + 0.5], None, [x + 0.5, y + 0.5], None]
+    assert page["image-2"]["objects"][0][-1] == []
+
+
+def test_the_page_of_training_samples_shows_them_as_the_network_learns_them(mice, tmp_path):
+    config = read_config("keypoint_rcnn_r50_fpn_1x", mice.overrides(**{"data.augment.flip": 1.0}))
+    source = Source("mice", {"train": SplitConfig(**mice.split())})
+    view_samples(source, tmp_path / "page.html", config, "some recipe", count=2)
+    sample = blocks(tmp_path / "page.html")["image-0"]["objects"][0]
+    left, right = sample[-1][1], sample[-1][2]
+    assert left[1] > right[1]  # below, where the right one was

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, svg_path, write_gallery
+from mrcnn_cli.views.skeleton import Skeleton
 from tests.views.browser import CHROMIUM, DRIVER, Browser
 
 CLASSES = ["cell", 'odd </script><b>"name"']
@@ -285,6 +286,24 @@ def test_a_browser_shows_predictions_beside_the_truth(browser, tmp_path):
     assert not browser.run("return document.getElementById('right').checkVisibility()")
     browser.press("p", "t")
     assert not browser.run("return document.getElementById('left').checkVisibility()")
+    quiet(browser)
+
+
+@pytest.mark.slow
+def test_a_browser_shows_keypoints_with_their_lines_and_names(browser, tmp_path):
+    marked = Shape(0, (5, 5, 45, 35), keypoints=[(10, 10), (40, 30), None])
+    jpeg = encoded(np.zeros((40, 60, 3), np.uint8))
+    made = [Exhibit(jpeg, 40, 60, "a.png", 0, [marked, Shape(0, (1, 1, 9, 9))])]
+    opened(browser, tmp_path / "a.html", made, skeleton=Skeleton(["snout", "tail", "ear"], [(0, 1), (1, 2)]))
+    assert browser.count(".card .dot") == 2
+    assert browser.count('.card path.bones:not(.rim)[d="M10 10L40 30"]') == 1
+    assert browser.run("return document.querySelector('.dot:last-child title').textContent") == "tail"
+    visible = "return getComputedStyle(document.querySelector('.card .dot')).display"
+    assert browser.run(visible) != "none"
+    browser.press("s")
+    assert browser.run(visible) == "none"
+    opened(browser, tmp_path / "b.html", exhibits())
+    assert browser.run("return document.querySelector('[data-switch=keypoints]').hidden")
     quiet(browser)
 
 
