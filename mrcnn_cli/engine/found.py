@@ -49,7 +49,8 @@ def read_predictions(path: Path, table: Table, score: float) -> dict[int, list[S
     for place, entry in enumerate(entries):
         number, category = whole(entry.get("image_id")), whole(entry.get("category_id"))
         if isinstance(entry.get("file_name"), str):
-            number = by_path.get(Path(entry["file_name"]).resolve())
+            name = Path(entry["file_name"])  # as prediction was told it, or as the annotation file has it
+            number = by_path.get(name.resolve(), by_path.get((table.split.folder / name).resolve()))
         if number not in images:
             strangers += 1
             continue
