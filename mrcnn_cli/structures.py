@@ -1,6 +1,6 @@
 """The only things that cross between folders: a batch of images, the truth about them, and what was found in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +9,16 @@ from torch import Tensor
 
 Size = tuple[int, int]  # (height, width)
 
+# How many terms a loss is the mean of, told by how many of them this forward pass has: 0-dimensional or a plain number.
+# Where a batch is shared by processes or done in parts, the others' are added, so that it is the mean over the batch.
+Denominator = Callable[[Any], Any]
+
 IGNORED = 255  # in a map of stuff: a pixel that nobody has labelled
+
+
+def at_least_one(count: Any) -> Any:
+    """The denominator of a batch that is whole: the count itself, and 1 of nothing."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value

@@ -18,7 +18,7 @@ from mrcnn_cli.models.regions import RoIConfig, cut_regions
 from mrcnn_cli.ops import batched_nms, decode, encode, match_anchors
 from mrcnn_cli.ops.box_coding import clip_boxes
 from mrcnn_cli.ops.match_anchors import BACKGROUND
-from mrcnn_cli.structures import Size, Targets
+from mrcnn_cli.structures import Denominator, Size, Targets, at_least_one
 
 
 class BoxHeadConfig(Config):
@@ -169,7 +169,12 @@ class BoxHead(nn.Module):
         return Sampled(boxes[torch.cat([positives, negatives])], labels, objects)
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, samples: Sequence[Sampled], targets: Sequence[Targets]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        samples: Sequence[Sampled],
+        targets: Sequence[Targets],
+        denominator: Denominator = at_least_one,
     ) -> dict[str, Tensor]:
         """`loss_class`: mean cross entropy; `loss_box`: smooth L1 of the positives' deltas over all samples."""
         config = self.config
@@ -181,7 +186,7 @@ class BoxHead(nn.Module):
             torch.cat([s.positive_boxes for s in samples]),
             config.box_weights,
         )
-        count = max(len(labels), 1)
+        count = denominator(len(labels))
         box = functional.smooth_l1_loss(deltas[positive, slot], wanted, reduction="sum", beta=config.smooth_l1_beta)
         return {
             "loss_class": functional.cross_entropy(logits, labels, reduction="sum") / count,

@@ -21,7 +21,7 @@ from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
 from mrcnn_cli.ops import decode
 from mrcnn_cli.ops.box_coding import clip_boxes
-from mrcnn_cli.structures import Detections, ImageBatch, Size, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Size, Targets, at_least_one
 
 
 class StageConfig(Config):
@@ -85,11 +85,13 @@ class CascadeRCNN(nn.Module):
         if config.mask_head is not None:
             self.mask_head = MaskHead(config.mask_head, self.fpn.channels, self.fpn.roi_strides, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.rpn(features)
-        losses = self.rpn.losses(logits, deltas, targets)
+        losses = self.rpn.losses(logits, deltas, targets, denominator)
         proposals = self.rpn.proposals(logits, deltas, images.sizes)
         # The pyramid learns from the mean of the stages; each stage from its own loss whole.
         shared = [_ScaledGradient.apply(feature, 1 / len(self.box_heads)) for feature in features]
@@ -99,14 +101,14 @@ class CascadeRCNN(nn.Module):
                 samples = head.relabel(proposals, targets)
             boxes = [s.boxes for s in samples]
             class_logits, box_deltas = head(shared, boxes)
-            stage_losses = head.losses(class_logits, box_deltas, samples, targets)
+            stage_losses = head.losses(class_logits, box_deltas, samples, targets, denominator)
             losses |= {f"{name}_stage{number}": loss for name, loss in stage_losses.items()}
             # Boxes that were refined to nothing are dropped: they could only be background.
             proposals = [b[(b[:, 2:] > b[:, :2]).all(1)] for b in refined(head, box_deltas, boxes, images.sizes)]
         if self.mask_head is not None:
             # Only the positives have a mask to learn: those of the first stage.
             positives, labels = [s.positive_boxes for s in first], [s.positive_labels for s in first]
-            losses |= self.mask_head.losses(self.mask_head(features, positives, labels), first, targets)
+            losses |= self.mask_head.losses(self.mask_head(features, positives, labels), first, targets, denominator)
         return losses
 
     def predict(self, images: ImageBatch) -> list[Detections]:

@@ -12,7 +12,7 @@ from mrcnn_cli.models.box_head import BoxHeadConfig, build_box_head, check_stage
 from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
-from mrcnn_cli.structures import Detections, ImageBatch, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
 
 class FastRCNNConfig(Config):
@@ -49,13 +49,15 @@ class FastRCNN(nn.Module):
         self.fpn = build_neck(config.fpn, backbone.channels, backbone.strides)
         self.box_head = build_box_head(config.box_head, backbone, self.fpn, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         proposals = _best([target.proposals for target in targets], self.config.proposals_top_n_train)
         samples = self.box_head.sample(proposals, targets)
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
-        return self.box_head.losses(class_logits, box_deltas, samples, targets)
+        return self.box_head.losses(class_logits, box_deltas, samples, targets, denominator)
 
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures."""

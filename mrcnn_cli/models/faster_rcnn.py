@@ -13,7 +13,7 @@ from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
-from mrcnn_cli.structures import Detections, ImageBatch, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
 
 class FasterRCNNConfig(Config):
@@ -50,7 +50,9 @@ class FasterRCNN(nn.Module):
         self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
         self.box_head = build_box_head(config.box_head, backbone, self.fpn, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.rpn(features)
@@ -58,8 +60,8 @@ class FasterRCNN(nn.Module):
         samples = self.box_head.sample(proposals, targets)
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
         return {
-            **self.rpn.losses(logits, deltas, targets),
-            **self.box_head.losses(class_logits, box_deltas, samples, targets),
+            **self.rpn.losses(logits, deltas, targets, denominator),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets, denominator),
         }
 
     def predict(self, images: ImageBatch) -> list[Detections]:

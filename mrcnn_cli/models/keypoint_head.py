@@ -12,7 +12,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.models.box_head import Sampled
 from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
-from mrcnn_cli.structures import Targets
+from mrcnn_cli.structures import Denominator, Targets, at_least_one
 
 NOT_LEARNT = -1  # instead of a cell of the heatmap: a keypoint that is not labelled or lies outside of the region
 
@@ -87,17 +87,18 @@ class KeypointHead(nn.Module):
             cells.append(found[learnt])
         return boxes, torch.cat(cells)
 
-    def losses(self, logits: Tensor, cells: Tensor) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, cells: Tensor, denominator: Denominator = at_least_one) -> dict[str, Tensor]:
         """`loss_keypoint`: mean cross entropy over all cells of the heatmaps of the keypoints to learn; 0 without any.
 
         Args:
             logits: [R, P, M, M] of the regions that `wanted` gave.
             cells: [R, P] that it gave.
+            denominator: see `structures`.
         """
         loss = functional.cross_entropy(
             logits.flatten(2).flatten(0, 1), cells.flatten(), ignore_index=NOT_LEARNT, reduction="sum"
         )
-        return {"loss_keypoint": loss / (cells != NOT_LEARNT).sum().clamp(min=1)}
+        return {"loss_keypoint": loss / denominator((cells != NOT_LEARNT).sum())}
 
 
 def heatmap_cells(keypoints: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
-from mrcnn_cli.structures import Detections, ImageBatch, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
 COCO_KEYPOINTS = 17  # of a person; where a recipe leaves the number open and there is no data to ask
 
@@ -63,7 +63,9 @@ class KeypointRCNN(nn.Module):
         if config.mask_head is not None:
             self.mask_head = MaskHead(config.mask_head, self.box_head.channels, self.fpn.roi_strides, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.rpn(features)
@@ -72,14 +74,14 @@ class KeypointRCNN(nn.Module):
         class_logits, box_deltas = self.box_head(features, [s.boxes for s in samples])
         keypoint_boxes, cells = self.keypoint_head.wanted(samples, targets)
         losses = {
-            **self.rpn.losses(logits, deltas, targets),
-            **self.box_head.losses(class_logits, box_deltas, samples, targets),
-            **self.keypoint_head.losses(self.keypoint_head(features, keypoint_boxes), cells),
+            **self.rpn.losses(logits, deltas, targets, denominator),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets, denominator),
+            **self.keypoint_head.losses(self.keypoint_head(features, keypoint_boxes), cells, denominator),
         }
         if self.mask_head is not None:
             positives, labels = [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
             mask_logits = self.mask_head(features, positives, labels, self.box_head.stage)
-            losses |= self.mask_head.losses(mask_logits, samples, targets)
+            losses |= self.mask_head.losses(mask_logits, samples, targets, denominator)
         return losses
 
     def predict(self, images: ImageBatch) -> list[Detections]:

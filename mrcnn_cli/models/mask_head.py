@@ -13,7 +13,7 @@ from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
 from mrcnn_cli.models.results import Paste
 from mrcnn_cli.ops import mask_targets
-from mrcnn_cli.structures import Masks, Targets
+from mrcnn_cli.structures import Denominator, Masks, Targets, at_least_one
 
 
 class MaskTargetConfig(Config):
@@ -85,19 +85,26 @@ class MaskHead(nn.Module):
             slot = torch.zeros_like(slot)
         return logits[torch.arange(len(slot), device=slot.device), slot]
 
-    def losses(self, logits: Tensor, samples: Sequence[Sampled], targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        logits: Tensor,
+        samples: Sequence[Sampled],
+        targets: Sequence[Targets],
+        denominator: Denominator = at_least_one,
+    ) -> dict[str, Tensor]:
         """`loss_mask`: mean binary cross entropy over the positives' grids; 0 without positives.
 
         Args:
             logits: [P, M, M] of the positives of all samples.
             samples: per image, as the box head drew them.
             targets: per image; each has masks.
+            denominator: see `structures`.
         """
         wanted = torch.cat(
             [self._wanted(s, target, logits.shape[-1]) for s, target in zip(samples, targets, strict=True)]
         )
         loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-        return {"loss_mask": loss / max(logits.numel(), 1)}
+        return {"loss_mask": loss / denominator(logits.numel())}
 
     def _wanted(self, sampled: Sampled, target: Targets, size: int) -> Tensor:
         masks = target.masks if target.masks is not None else Masks([], torch.eye(2, 3, dtype=torch.float64))

@@ -14,7 +14,7 @@ from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
-from mrcnn_cli.structures import Detections, ImageBatch, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
 
 class MaskRCNNConfig(Config):
@@ -53,7 +53,9 @@ class MaskRCNN(nn.Module):
         self.box_head = build_box_head(config.box_head, backbone, self.fpn, num_classes)
         self.mask_head = MaskHead(config.mask_head, self.box_head.channels, self.fpn.roi_strides, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.rpn(features)
@@ -64,9 +66,9 @@ class MaskRCNN(nn.Module):
         positives, labels = [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
         mask_logits = self.mask_head(features, positives, labels, self.box_head.stage)
         return {
-            **self.rpn.losses(logits, deltas, targets),
-            **self.box_head.losses(class_logits, box_deltas, samples, targets),
-            **self.mask_head.losses(mask_logits, samples, targets),
+            **self.rpn.losses(logits, deltas, targets, denominator),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets, denominator),
+            **self.mask_head.losses(mask_logits, samples, targets, denominator),
         }
 
     def predict(self, images: ImageBatch) -> list[Detections]:

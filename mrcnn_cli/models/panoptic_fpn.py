@@ -19,7 +19,7 @@ from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
 from mrcnn_cli.models.semantic_head import SemanticHead, SemanticHeadConfig
 from mrcnn_cli.ops.run_lengths import run_lengths
-from mrcnn_cli.structures import Detections, ImageBatch, Segments, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Segments, Targets, at_least_one
 
 COCO_STUFF = 53  # classes of COCO's panoptic annotations that are no things
 
@@ -77,7 +77,9 @@ class PanopticFPN(nn.Module):
         num_stuff = COCO_STUFF if config.num_stuff is None else config.num_stuff
         self.semantic_head = SemanticHead(config.semantic_head, self.fpn.channels, self.fpn.roi_strides, num_stuff)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.rpn(features)
@@ -87,10 +89,10 @@ class PanopticFPN(nn.Module):
         positives, labels = [s.positive_boxes for s in samples], [s.positive_labels for s in samples]
         mask_logits = self.mask_head(features, positives, labels, self.box_head.stage)
         return {
-            **self.rpn.losses(logits, deltas, targets),
-            **self.box_head.losses(class_logits, box_deltas, samples, targets),
-            **self.mask_head.losses(mask_logits, samples, targets),
-            **self.semantic_head.losses(self.semantic_head(features), targets),
+            **self.rpn.losses(logits, deltas, targets, denominator),
+            **self.box_head.losses(class_logits, box_deltas, samples, targets, denominator),
+            **self.mask_head.losses(mask_logits, samples, targets, denominator),
+            **self.semantic_head.losses(self.semantic_head(features), targets, denominator),
         }
 
     def predict(self, images: ImageBatch) -> list[Detections]:

@@ -14,7 +14,7 @@ from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
-from mrcnn_cli.structures import Detections, ImageBatch, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
 
 class ProposalNetworkConfig(Config):
@@ -48,10 +48,12 @@ class ProposalNetwork(nn.Module):
         self.fpn = build_neck(config.fpn, backbone.channels, backbone.strides)
         self.rpn = RPN(config.rpn, config.anchors, self.fpn.channels, self.fpn.strides)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         logits, deltas = self.rpn(self.fpn(self.backbone(self.preprocess(images))))
-        return self.rpn.losses(logits, deltas, targets)
+        return self.rpn.losses(logits, deltas, targets, denominator)
 
     def predict(self, images: ImageBatch) -> list[Detections]:
         """The proposals of each image, see `propose`."""

@@ -26,7 +26,7 @@ from mrcnn_cli.ops import (
     match_anchors,
     sigmoid_focal_loss_labels,
 )
-from mrcnn_cli.structures import Detections, ImageBatch, Size, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Size, Targets, at_least_one
 
 
 class RetinaPyramidConfig(FPNConfig):
@@ -125,7 +125,11 @@ class RetinaHead(nn.Module):
         )
 
     def losses(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[Targets]
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        targets: Sequence[Targets],
+        denominator: Denominator = at_least_one,
     ) -> dict[str, Tensor]:
         """`loss_class`: focal loss of all anchors that are not ignored; `loss_box`: of the positives' boxes."""
         config = self.config
@@ -145,7 +149,7 @@ class RetinaHead(nn.Module):
             )
             box_sums.append(self._box_loss(image_deltas[positive], anchors[positive], target.boxes[objects]))
             counts.append(len(positive))
-        divisors = self._divisors(counts, anchors.device)
+        divisors = self._divisors(counts, anchors.device, denominator)
         return {
             "loss_class": (torch.stack(class_sums) / divisors).sum(),
             "loss_box": (torch.stack(box_sums) / divisors).sum(),
@@ -158,12 +162,13 @@ class RetinaHead(nn.Module):
         wanted = encode(boxes, anchors, config.box_weights)
         return functional.smooth_l1_loss(deltas, wanted, reduction="sum", beta=config.smooth_l1_beta)
 
-    def _divisors(self, counts: Sequence[int], device: torch.device) -> Tensor:
+    def _divisors(self, counts: Sequence[int], device: torch.device, denominator: Denominator) -> Tensor:
         """What each image's losses are divided by: [N]."""
         if self.config.normalizer == "image":
-            return torch.tensor([max(count, 1) * len(counts) for count in counts], device=device)
+            return torch.tensor([max(count, 1) for count in counts], device=device) * denominator(len(counts))
+        positives = denominator(sum(counts))
         if self.training:
-            self.loss_normalizer.mul_(self.DECAY).add_(max(sum(counts), 1) * (1 - self.DECAY))
+            self.loss_normalizer.mul_(self.DECAY).add_(positives * (1 - self.DECAY))
         return self.loss_normalizer.expand(len(counts)).clone()  # kept for the backward pass, as it is now
 
     @torch.no_grad()
@@ -231,11 +236,13 @@ class RetinaNet(nn.Module):
             config.retina_head, config.anchors, self.fpn.channels, self.fpn.strides, num_classes
         )
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         features = self.fpn(self.backbone(self.preprocess(images)))
         logits, deltas = self.retina_head(features)
-        return self.retina_head.losses(logits, deltas, targets)
+        return self.retina_head.losses(logits, deltas, targets, denominator)
 
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures."""

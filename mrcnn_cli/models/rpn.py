@@ -13,7 +13,7 @@ from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.fpn import FPNConfig
 from mrcnn_cli.models.matching import RPN_STREAM, generator, sample
 from mrcnn_cli.ops import encode, grid_anchors, match_anchors, rpn_proposals
-from mrcnn_cli.structures import Size, Targets
+from mrcnn_cli.structures import Denominator, Size, Targets, at_least_one
 
 
 class AnchorsConfig(Config):
@@ -109,7 +109,11 @@ class RPN(nn.Module):
         return [self.logits(x) for x in hidden], [self.deltas(x) for x in hidden]
 
     def losses(
-        self, logits: Sequence[Tensor], deltas: Sequence[Tensor], targets: Sequence[Targets]
+        self,
+        logits: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        targets: Sequence[Targets],
+        denominator: Denominator = at_least_one,
     ) -> dict[str, Tensor]:
         """`loss_rpn_objectness`: binary cross entropy; `loss_rpn_box`: smooth L1 of the positives' deltas."""
         config = self.config
@@ -128,14 +132,13 @@ class RPN(nn.Module):
             chosen_deltas.append(all_deltas[i, positives])
             wanted.append(encode(target.boxes[matched[positives]], all_anchors[positives], config.box_weights))
         truth = torch.cat(truths)
-        denominator = config.samples_per_image * len(targets)
-        if config.loss_denominator == "sampled":
-            denominator = max(len(truth), 1)
+        count = len(truth) if config.loss_denominator == "sampled" else config.samples_per_image * len(targets)
+        samples = denominator(count)
         objectness = functional.binary_cross_entropy_with_logits(torch.cat(chosen_logits), truth, reduction="sum")
         box = functional.smooth_l1_loss(
             torch.cat(chosen_deltas), torch.cat(wanted), reduction="sum", beta=config.smooth_l1_beta
         )
-        return {"loss_rpn_objectness": objectness / denominator, "loss_rpn_box": box / denominator}
+        return {"loss_rpn_objectness": objectness / samples, "loss_rpn_box": box / samples}
 
     def proposals(self, logits: Sequence[Tensor], deltas: Sequence[Tensor], sizes: Sequence[Size]) -> list[Tensor]:
         """The best boxes of each image, best first: [P_i, 4], clipped to the image, at most post_nms_top_n."""

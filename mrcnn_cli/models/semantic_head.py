@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.convolution import ConvNorm, Norm
-from mrcnn_cli.structures import IGNORED, Size, Targets
+from mrcnn_cli.structures import IGNORED, Denominator, Size, Targets, at_least_one
 
 CLASSES_AT_ONCE = 16  # that are brought to the size of the picture: all of COCO's would take hundreds of megabytes
 
@@ -60,12 +60,15 @@ class SemanticHead(nn.Module):
             merged = merged + level(feature)[..., :height, :width]
         return self.logits(merged).float()
 
-    def losses(self, logits: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def losses(
+        self, logits: Tensor, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """`loss_semantic`: weighted mean cross entropy over the labelled pixels of the network's input.
 
         Args:
             logits: [N, 1 + S, h, w].
             targets: per image; each has a semantic map.
+            denominator: see `structures`.
         """
         logits = self._enlarged(logits)
         wanted = torch.full((len(logits), *logits.shape[-2:]), IGNORED, dtype=torch.int64, device=logits.device)
@@ -74,7 +77,7 @@ class SemanticHead(nn.Module):
             height, width = target.semantic.shape
             place[:height, :width] = target.semantic
         loss = functional.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
-        return {"loss_semantic": self.config.loss_weight * loss / (wanted != IGNORED).sum().clamp(min=1)}
+        return {"loss_semantic": self.config.loss_weight * loss / denominator((wanted != IGNORED).sum())}
 
     @torch.no_grad()
     def classes(self, logits: Tensor, size: Size, original_size: Size) -> Tensor:
