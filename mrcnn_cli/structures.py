@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Size = tuple[int, int]  # (height, width)
 
@@ -63,6 +64,17 @@ class ImageBatch:
 
     def pin_memory(self) -> "ImageBatch":
         return replace(self, pixels=self.pixels.pin_memory())
+
+    def padded(self, height: int, width: int) -> "ImageBatch":
+        """The same images with at least so many rows and columns."""
+        rows, columns = max(height - self.pixels.shape[-2], 0), max(width - self.pixels.shape[-1], 0)
+        return replace(self, pixels=functional.pad(self.pixels, (0, columns, 0, rows))) if rows or columns else self
+
+    def part(self, places: range) -> "ImageBatch":
+        """Some of the images, which follow each other, with the padding of all."""
+        chosen = slice(places.start, places.stop)
+        proposals = None if self.proposals is None else self.proposals[chosen]
+        return ImageBatch(self.pixels[chosen], self.sizes[chosen], self.original_sizes[chosen], proposals)
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value

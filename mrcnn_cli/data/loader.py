@@ -1,9 +1,9 @@
 """Batches: of training, in an order that depends on the seed alone; of evaluation, in the data's order; of pictures.
 
-The k-th image of a run (k = step * batch_size + place in the batch) is number k % n of the n images in the order drawn
-for epoch k // n. Each random choice has a stream of its own, named by words and numbers, see `stream`: ("order",
-epoch), ("augment", k) and, for the model's own draws, ("targets", k). So nothing depends on the number of workers or on
-the step at which a run was resumed.
+The k-th image of a run (k = step * batch_size + place in the batch, whichever process takes it) is number k % n of the
+n images in the order drawn for epoch k // n. Each random choice has a stream of its own, named by words and numbers,
+see `stream`: ("order", epoch), ("augment", k) and, for the model's own draws, ("targets", k). So nothing depends on the
+number of processes or workers or on the step at which a run was resumed.
 """
 
 import hashlib
@@ -89,10 +89,33 @@ def stream(seed: int, *name: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def share(numbers: range, part: int, parts: int) -> range:
+    """The numbers of one of so many parts, which follow each other; their lengths differ by one at most."""
+    return numbers[len(numbers) * part // parts : len(numbers) * (part + 1) // parts]
+
+
 def training_batches(
-    dataset: Dataset, config: DataConfig, *, batch_size: int, seed: int, steps: int, first_step: int = 0
+    dataset: Dataset,
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    first_step: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
     """The batches of steps `first_step` to `steps` - 1 of a run, the same ones however the run is cut into parts.
+
+    Args:
+        dataset: the images.
+        config: how they are prepared.
+        batch_size: images of a step, of all processes together.
+        seed: of the run.
+        steps: the step to end before.
+        first_step: the step to begin with.
+        part: whose share of each step is given, 0..parts - 1: the rank of a process.
+        parts: among how many a step is shared, at most batch_size.
 
     Raises:
         UserError: an image that cannot be read.
@@ -101,7 +124,7 @@ def training_batches(
 
     def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
         samples, sizes = [], []
-        for k in range(step * batch_size, (step + 1) * batch_size):
+        for k in share(range(step * batch_size, (step + 1) * batch_size), part, parts):
             index = int(chosen[_order(len(chosen), seed, k // len(chosen))[k % len(chosen)]])
             generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
             pixels, targets = pictures.varied(index, generator)
@@ -121,9 +144,9 @@ def training_images(dataset: Dataset, config: DataConfig) -> np.ndarray:
 
 
 def evaluation_batches(
-    dataset: Dataset, config: DataConfig, *, batch_size: int = 1
+    dataset: Dataset, config: DataConfig, *, batch_size: int = 1, part: int = 0, parts: int = 1
 ) -> Generator[tuple[ImageBatch, list[ImageRecord]], None, None]:
-    """All images once, in the order of the data set, as prediction sees them.
+    """All images once, in the order of the data set, as prediction sees them; or one process's share of the batches.
 
     Raises:
         UserError: an image that cannot be read.
@@ -135,7 +158,7 @@ def evaluation_batches(
         proposals = None if dataset.proposals is None else [dataset.proposals[index] for index in indices]
         return images_batch(images, config, proposals), [dataset.images[index] for index in indices]
 
-    return in_workers(batch, range(-(-len(dataset) // batch_size)), config.workers)
+    return in_workers(batch, share(range(-(-len(dataset) // batch_size)), part, parts), config.workers)
 
 
 def images_batch(

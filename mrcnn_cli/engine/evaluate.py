@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mrcnn_cli.data.coco import Dataset
-from mrcnn_cli.data.loader import evaluation_batches
+from mrcnn_cli.data.loader import evaluation_batches, share
+from mrcnn_cli.engine.distributed import ALONE, World
 from mrcnn_cli.engine.panoptic import PanopticFiles
 from mrcnn_cli.engine.run import RunConfig, finds_classes, has_head
 from mrcnn_cli.evaluation import coco
@@ -28,6 +29,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Progress = lambda done, total: None,
     segments: PanopticFiles | None = None,
+    world: World = ALONE,
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Metrics by COCO's rules (pycocotools; panoptic quality too) and the results that they are of.
 
@@ -39,20 +41,29 @@ def evaluate(
         should_stop: asked after each batch; True ends with metrics None.
         progress: called with the images done and their number.
         segments: where those of a panoptic model are written; the caller ends it.
+        world: the processes that share the images; the metrics are computed by the first one, which tells the others.
 
     Returns:
         Metrics (`box_ap`, `box_ap50`, `mask_ap`, `keypoint_ap`, ..., 0..1), None when stopped; and COCO results. Of a
         panoptic model on panoptic data also `pq` and the others of `PanopticQuality`; of a region proposal network
-        alone average recall (`proposal_ar1000`, ...), and no results.
+        alone average recall (`proposal_ar1000`, ...), and no results. The results are complete in the first process.
     """
     results: list[dict[str, Any]] = []
     quality = PanopticQuality(dataset.categories)
     recall = None if finds_classes(config) else AverageRecall()
     was_training = model.training
     model.eval()
+    world.align(model)
+    batch_size = config.evaluate.batch_size
+    # Whole batches are shared, so that none is padded in another way than by one process.
+    mine = share(range(-(-len(dataset) // batch_size)), world.rank, world.size)
+    first, last = mine.start * batch_size, min(mine.stop * batch_size, len(dataset))
+    stopped = False
     try:
-        done = 0
-        for images, records in evaluation_batches(dataset, config.data, batch_size=config.evaluate.batch_size):
+        done = first
+        for images, records in evaluation_batches(
+            dataset, config.data, batch_size=batch_size, part=world.rank, parts=world.size
+        ):
             for record, found in zip(records, predict_batch(model, images, device), strict=True):
                 if recall is None:
                     offset = config.data.keypoints.offset
@@ -63,13 +74,35 @@ def evaluate(
                 if segments is not None and found.segments is not None:
                     segments.add(found.segments, record.id, record.file_name, f"{record.id:012}.png")
                 done += 1
-            progress(done, len(dataset))
-            if should_stop():
-                return None, results
+            progress(done - first, last - first)
+            stopped = should_stop()
+            if stopped:
+                break
     finally:
         model.train(was_training)
+    if world.any(stopped):
+        return None, results
+    counted = {"quality": quality.counts(), "recall": None if recall is None else recall.counts(), "results": results}
+    for rank, other in enumerate(world.gather(counted)):
+        if rank > 0:
+            results += other["results"]
+            quality.merge(other["quality"])
+            if recall is not None:
+                recall.merge(other["recall"])
+    metrics = _metrics(config, dataset, results, quality, recall) if world.is_first else None
+    return world.tell(metrics), results
+
+
+def _metrics(
+    config: RunConfig,
+    dataset: Dataset,
+    results: list[dict[str, Any]],
+    quality: PanopticQuality,
+    recall: AverageRecall | None,
+) -> dict[str, Any]:
+    """What was found in all images, summed up."""
     if recall is not None:
-        return recall.metrics(), results
+        return recall.metrics()
     names = dataset.keypoints.names if dataset.keypoints is not None and has_head(config, "keypoint_head") else None
     metrics = coco.evaluate(
         dataset.coco(),
@@ -84,7 +117,7 @@ def evaluate(
         for name, values in panoptic.pop("classes").items():
             metrics["classes"].setdefault(name, {}).update(values)
         metrics |= panoptic
-    return metrics, results
+    return metrics
 
 
 def _count(quality: PanopticQuality, dataset: Dataset, index: int, found: Detections) -> None:

@@ -15,7 +15,8 @@ from mrcnn_cli.config import Config
 class TrainConfig(Config):
     weights: Path | None = None  # start from these: a run, a checkpoint, or a file of another system
     steps: int = Field(90_000, ge=1)
-    batch_size: int = Field(16, ge=1)  # images per step, over all processes
+    batch_size: int = Field(16, ge=1)  # images per step, over all processes and parts
+    accumulate: int = Field(1, ge=1)  # parts that a step is done in, one after the other: less memory, more time
     seed: int = Field(0, ge=0)
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.02, gt=0)
@@ -37,6 +38,8 @@ class TrainConfig(Config):
     def _ordered(self) -> "TrainConfig":
         if list(self.decay_steps) != sorted(set(self.decay_steps)):
             raise ValueError("decay_steps must ascend")
+        if self.accumulate > self.batch_size:
+            raise ValueError("accumulate must not exceed batch_size: each part needs an image")
         return self
 
 

@@ -20,6 +20,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split, training_images
+from mrcnn_cli.engine.distributed import ALONE, World, check_shares, local_device
 from mrcnn_cli.engine.files import make_folder, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
 from mrcnn_cli.engine.pixels import fit_pixels
@@ -86,6 +87,7 @@ class Run:
         val: validation images, None where there are none.
         folder: where everything is written.
         warnings: of the data, for the person to read.
+        world: the processes that do it together.
     """
 
     config: RunConfig
@@ -94,6 +96,7 @@ class Run:
     folder: Path
     device: torch.device
     warnings: tuple[str, ...] = ()
+    world: World = ALONE
 
     @property
     def categories(self) -> list[dict[str, Any]]:
@@ -143,8 +146,14 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto") -> Run:
+def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto", world: World = ALONE) -> Run:
     """Read the data and check everything that can be checked before the first step.
+
+    Args:
+        config: the recipe.
+        folder: where everything is written.
+        device: as `choose_device` takes it, or the device itself.
+        world: the processes that do it together.
 
     Raises:
         UserError: missing or faulty data; a recipe that does not fit it.
@@ -184,7 +193,10 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     model = config.model.model_copy(update={"pixels": pixels})
     resolved = _resolved(config.model_copy(update={"model": model, "data": data}), train, split, val_split)
     warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved, train), *pixel_warnings]
-    return Run(resolved, train, val, folder, _device(device), tuple(warnings + _anchor_warnings(resolved, train)))
+    warnings += _anchor_warnings(resolved, train)
+    chosen = choose_device(local_device(world, device)) if isinstance(device, str) else device
+    check_shares(world, config.train.batch_size, config.train.accumulate)
+    return Run(resolved, train, val, folder, chosen, tuple(warnings), world)
 
 
 def _check_stuff(num_stuff: int | None, train: Dataset) -> None:
@@ -387,10 +399,6 @@ def _keypoint_warnings(config: RunConfig, train: Dataset) -> list[str]:
             "are not trained on (data.keypoints.min_labelled)"
         )
     return warnings
-
-
-def _device(device: torch.device | str) -> torch.device:
-    return choose_device(device) if isinstance(device, str) else device
 
 
 def _resolved(config: RunConfig, train: Dataset, split: SplitConfig, val_split: SplitConfig) -> RunConfig:

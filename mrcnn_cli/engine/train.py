@@ -15,6 +15,7 @@ from torch import nn
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.loader import training_batches
 from mrcnn_cli.engine import start
+from mrcnn_cli.engine.accumulation import losses_in_parts
 from mrcnn_cli.engine.checkpoint import read_tensors, write_tensors, write_weights
 from mrcnn_cli.engine.evaluate import evaluate
 from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
@@ -65,6 +66,7 @@ class Trainer:
             load_backbone(self.model, config)
             start.fill(self.model, config)
         self.model.to(run.device).to(memory_format=torch.channels_last).train()
+        self.network = run.world.parallel(self.model)
         self.optimizer = build_optimizer(config.train, self.model)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
         self.step = 0
@@ -77,6 +79,8 @@ class Trainer:
 
     def save(self) -> None:
         """last.safetensors to predict with, state.safetensors to go on from."""
+        if not self.run.world.is_first:
+            return
         folder = self.run.folder
         write_weights(folder / "last.safetensors", self.evaluated, self.run.config, self.run.categories, self.step)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -96,7 +100,7 @@ class Trainer:
             UserError: there is none, or it is damaged or of another recipe.
         """
         path = self.run.folder / "state.safetensors"
-        tensors, about = read_tensors(path)
+        tensors, about = self.run.world.spread(lambda: read_tensors(path))
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -136,15 +140,19 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         UserError: a loss that is not finite; a folder that cannot be written; faulty images.
         Interrupted: `should_stop` said so; everything is saved.
     """
-    config, folder = run.config, run.folder
+    config, folder, world = run.config, run.folder, run.world
     trainer = Trainer(run, resume)
+    evaluated = False
     if resume:
         trainer.restore()
-        rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)
-        trainer.best = max((_score(row) for row in rows if row["kind"] == "evaluation"), default=-math.inf)
-    open_folder(run)
-    if not resume:  # of a run that was stopped before it saved anything
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    if world.is_first:
+        if resume:
+            rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+            trainer.best = max((_score(row) for row in rows if row["kind"] == "evaluation"), default=-math.inf)
+            evaluated = _was_evaluated(folder, trainer.step)
+        open_folder(run)
+        if not resume:  # of a run that was stopped before it saved anything
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
     batches = training_batches(
         run.train,
         config.data,
@@ -152,20 +160,24 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         seed=config.train.seed,
         first_step=trainer.step,
         steps=config.train.steps,
+        part=world.rank,
+        parts=world.size,
     )
     try:
-        if resume and evaluation_is_due(run, trainer.step) and not _was_evaluated(folder, trainer.step):
+        if resume and evaluation_is_due(run, trainer.step) and not world.tell(evaluated):
             yield _evaluate(trainer, should_stop)  # it was stopped before or in this evaluation
         started = time.perf_counter()
+        world.at(trainer.step + 1)
         for images, targets in batches:
             waited = time.perf_counter() - started
             values = _step(trainer, images.to(run.device), [target.to(run.device) for target in targets])
             seconds = time.perf_counter() - started
             values |= {"seconds": seconds, "data_seconds": waited, "memory_mb": memory_mb(run.device)}
             step = Step("train", trainer.step, values)
-            append_row(folder / "metrics.jsonl", step.row())
+            if world.is_first:
+                append_row(folder / "metrics.jsonl", step.row())
             yield step
-            if should_stop():
+            if world.any(should_stop()):
                 trainer.save()
                 raise Interrupted(trainer.step)
             done = trainer.step == config.train.steps
@@ -173,48 +185,58 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
                 trainer.save()
             if evaluation_is_due(run, trainer.step):
                 yield _evaluate(trainer, should_stop)
+            world.at(trainer.step + 1)
             started = time.perf_counter()
     finally:
         batches.close()
-        _draw(folder)
-    if run.val is None:
+        if world.is_first:
+            _draw(folder)
+    if run.val is None and world.is_first:
         write_weights(folder / "best.safetensors", trainer.evaluated, config, run.categories, trainer.step)
 
 
 def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     """One optimiser step; the losses before it."""
     config: RunConfig = trainer.run.config
+    world = trainer.run.world
     rate = learning_rate(config.train, trainer.step)
     set_learning_rate(trainer.optimizer, rate)
-    losses = trainer.model(images, targets)
-    total = torch.stack(list(losses.values())).sum()
-    values = {name: float(loss.detach()) for name, loss in losses.items()}
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, what was saved is kept; "
-            f"take a smaller train.learning_rate (now {config.train.learning_rate:g}) or train.clip_norm"
-        )
     trainer.optimizer.zero_grad(set_to_none=True)
-    total.backward()
+    parts = losses_in_parts(world, trainer.model, trainer.network, images, targets, config.train.accumulate)
+    done: torch.Tensor | float = 0.0  # the sum of the parts' terms
+    for losses in parts:
+        terms = torch.stack(list(losses.values()))
+        whole = world.sum(terms.detach().clone())
+        values = dict(zip(losses, whole.tolist(), strict=True))
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, what was saved is kept; "
+                f"take a smaller train.learning_rate (now {config.train.learning_rate:g}) or train.clip_norm"
+            )
+        (terms.sum() * world.size).backward()  # see World.parallel
+        done = done + whole
     if config.train.clip_norm is not None:
         nn.utils.clip_grad_norm_(trainer.model.parameters(), config.train.clip_norm, foreach=True)
     trainer.optimizer.step()
     trainer.step += 1
     if trainer.average is not None:
         trainer.average.update(trainer.model, trainer.step)
-    return {"loss": float(total.detach()), **values, "learning_rate": rate}
+    assert isinstance(done, torch.Tensor)
+    return {"loss": float(done.sum()), **dict(zip(values, done.tolist(), strict=True)), "learning_rate": rate}
 
 
 def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
     """Metrics on the validation images; the best weights so far are kept."""
     run = trainer.run
     assert run.val is not None
-    metrics, _ = evaluate(trainer.evaluated, run.config, run.val, run.device, should_stop=should_stop)
+    metrics, _ = evaluate(trainer.evaluated, run.config, run.val, run.device, should_stop=should_stop, world=run.world)
     if metrics is None:
         trainer.save()
         raise Interrupted(trainer.step)
     step = Step("evaluation", trainer.step, metrics)
+    if not run.world.is_first:
+        return step
     append_row(run.folder / "metrics.jsonl", step.row())
     if _score(metrics) > trainer.best or not (run.folder / "best.safetensors").exists():
         trainer.best = _score(metrics)

@@ -113,6 +113,17 @@ class PanopticQuality:
         np.add.at(self.wrong, found_class[~pairs.any(0) & (excused / areas <= 0.5)], 1)
         self.counted += 1
 
+    def counts(self) -> dict[str, Any]:
+        """What was counted so far, for `merge` elsewhere: plain numbers and lists."""
+        arrays = {name: getattr(self, name).tolist() for name in ("overlaps", "matched", "wrong", "missed")}
+        return {"counted": self.counted, **arrays}
+
+    def merge(self, counts: dict[str, Any]) -> None:
+        """Adds what was counted of other pictures."""
+        self.counted += counts["counted"]
+        for name in ("overlaps", "matched", "wrong", "missed"):
+            setattr(self, name, getattr(self, name) + np.array(counts[name]))
+
     def metrics(self) -> Metrics:
         """`pq`, `sq` and `rq` (panoptic, segmentation and recognition quality, 0..1), means over the categories.
 

@@ -46,6 +46,18 @@ class AverageRecall:
             for limit in self.limits:
                 self._covered[f"ar{limit}{area}"].append(coverage(chosen[:limit]))
 
+    def counts(self) -> dict[str, Any]:
+        """What was counted so far, for `merge` elsewhere: plain numbers and lists."""
+        covered = {name: np.concatenate([np.zeros(0), *parts]).tolist() for name, parts in self._covered.items()}
+        return {"images": self.images, "objects": self.objects, "proposals": self.proposals, "covered": covered}
+
+    def merge(self, counts: dict[str, Any]) -> None:
+        """Adds what was counted of other images."""
+        self.images, self.objects = self.images + counts["images"], self.objects + counts["objects"]
+        self.proposals += counts["proposals"]
+        for name, covered in counts["covered"].items():
+            self._covered[name].append(np.array(covered, dtype=np.float64))
+
     def metrics(self) -> dict[str, Any]:
         """`proposal_ar100`, `proposal_ar100_small`, ... and the same of 1000: recall, 0..1, averaged over the IoU
         thresholds .50:.05:.95; None where there is no such object. And the counts `images`, `objects`, `proposals`."""

@@ -238,7 +238,8 @@ def test_the_page_of_a_data_set_shows_its_keypoints_and_those_of_predictions(mic
     annotation = mice.content["annotations"][0]
     x, y = annotation["keypoints"][:2]
     entry = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
-    found = {**entry, "file_name": "1.png", "score": 0.9, "keypoints": [x, y, 0.9, x, y, 0.01, x, y, 0.5, x, y, float("nan")]}
+    keypoints = [x, y, 0.9, x, y, 0.01, x, y, 0.5, x, y, float("nan")]
+    found = {**entry, "file_name": "1.png", "score": 0.9, "keypoints": keypoints}
     (tmp_path / "found.json").write_text(json.dumps([found]))
     source = Source("mice", {"val": SplitConfig(**mice.split())})
     view_data(source, tmp_path / "page.html", limit=10, predictions=tmp_path / "found.json", workers=0)

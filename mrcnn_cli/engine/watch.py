@@ -1,0 +1,122 @@
+"""Who of the processes of a run still lives: each says so every second, and each looks at all others.
+
+An exchange of tensors waits for a process that is stopped, or whose machine has gone, for as long as it is allowed to.
+So a thread beside the training leaves a mark in the store in which the processes have met, and ends this process when
+another one's marks have not changed for a while.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+BEAT_SECONDS = 1.0
+SILENCE_SECONDS = 30.0  # after which a process is taken for lost
+QUICK_SECONDS = 6.0  # the same, where an exchange with another one has failed already
+ANSWER_SECONDS = 15.0  # of the store
+DONE, FAILED = "done", "failed"
+
+
+def connect(host: str, port: int, prefix: str) -> Any:
+    """A connection of its own to the store in which the processes have met, for keys with this prefix."""
+    client = dist.TCPStore(
+        host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_SECONDS)
+    )
+    return dist.PrefixStore(prefix, client)
+
+
+class Watch:
+    """The marks of one process, and what it sees of the others'.
+
+    Args:
+        store: from `connect`.
+        rank: of this process.
+        size: of all.
+        host: the name of this machine.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, host: str):
+        self.store, self.rank, self.size, self.host = store, rank, size, host
+        self.step = 0
+        self.count = 0
+        self.status = ""
+        self.seen: dict[int, tuple[str, int]] = {}  # rank -> its last mark, and how often it was looked at in vain
+        self.answered = time.monotonic()
+        self.ended = threading.Event()
+        self.thread: threading.Thread | None = None
+        self._mark()  # all have one once the processes have met
+
+    def start(self, say: Callable[[str], Any]) -> None:
+        """Begin to watch.
+
+        Args:
+            say: shows a person why the process ends, right before it does.
+        """
+        self.thread = threading.Thread(target=self._run, args=(say,), daemon=True)
+        self.thread.start()
+
+    def failed(self) -> None:
+        """This process ends by an error that it says itself."""
+        self.status = self.status or FAILED
+
+    def finish(self) -> None:
+        """No one has to wait for this process any more."""
+        self.status = self.status or DONE
+        self.ended.set()
+        if self.thread is not None:
+            self.thread.join(2 * ANSWER_SECONDS)
+        with suppress(RuntimeError):  # where nobody is left to read it
+            self._mark()
+
+    def explain(self) -> str | None:
+        """Why an exchange has failed: which process is lost, "" where one failed that says so itself, None: neither."""
+        deadline = time.monotonic() + 2 * QUICK_SECONDS
+        while time.monotonic() < deadline:
+            if any(mark.startswith(FAILED) for mark, _ in self.seen.values()):
+                return ""
+            lost = self._lost(QUICK_SECONDS)
+            if lost is not None:
+                return lost
+            time.sleep(BEAT_SECONDS / 4)
+        return None
+
+    def _run(self, say: Callable[[str], Any]) -> None:
+        while not self.ended.wait(BEAT_SECONDS):
+            try:
+                self._mark()
+                self._look()
+            except RuntimeError:
+                pass  # the store does not answer, see `_lost`
+            lost = self._lost(SILENCE_SECONDS)
+            if lost is not None and not self.ended.is_set():
+                say(lost)
+                os._exit(1)
+
+    def _mark(self) -> None:
+        self.count += 1
+        self.store.set(str(self.rank), f"{self.status} {self.count} {self.step} {self.host}")
+
+    def _look(self) -> None:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        marks = [mark.decode() for mark in self.store.multi_get([str(rank) for rank in others])] if others else []
+        self.answered = time.monotonic()
+        for rank, mark in zip(others, marks, strict=True):
+            before, looks = self.seen.get(rank, ("", 0))
+            self.seen[rank] = (mark, looks + 1 if mark == before else 0)
+
+    def _lost(self, seconds: float) -> str | None:
+        """Who has not been heard of for so long, in words."""
+        at = f"step {self.step}: " if self.step else ""
+        if time.monotonic() - self.answered > max(seconds, ANSWER_SECONDS):
+            return f"{at}rank {self.rank} on {self.host} no longer reaches the process that the run was started by"
+        for rank, (mark, looks) in self.seen.items():
+            status, _, _, host = mark.split(" ", 3)
+            # Counted in looks, for time passes too while all are suspended, or the store does not answer.
+            if not status and looks * BEAT_SECONDS >= seconds:
+                return f"{at}rank {rank} on {host} is lost: no sign of it for {looks * BEAT_SECONDS:.0f} s"
+        return None
