@@ -132,7 +132,9 @@ def convert(foreign: Foreign, overrides: Iterable[str] = (), recipe: str | None 
 
 def _classes_kept(about: dict[str, Any]) -> tuple[str, ...]:
     """The classes that the file itself names, as those of MMDetection do; none: it names none."""
-    for table in (about.get("meta"), (about.get("meta") or {}).get("dataset_meta"), about.get("dataset_meta")):
+    meta = about.get("meta")
+    tables = [meta, meta.get("dataset_meta") if isinstance(meta, dict) else None]
+    for table in tables:
         for key in ("CLASSES", "classes"):
             if isinstance(table, dict) and isinstance(table.get(key), list | tuple):
                 return tuple(map(str, table[key]))

@@ -59,12 +59,18 @@ def parts_of(tensors: Tensors) -> frozenset[str]:
 
 
 def number_of_classes(tensors: Tensors) -> int:
-    """K, without background; 1 of a region proposal network alone."""
+    """K, without background; 1 of a region proposal network alone.
+
+    Raises:
+        ValueError: no layer has as many outputs as there are classes.
+    """
     if not parts_of(tensors) - {"backbone", "fpn", "rpn"}:
         return 1
     if "retina_head.logits.weight" in tensors:  # which has no background, but the classes of several anchors
         return 4 * len(tensors["retina_head.logits.weight"]) // len(tensors["retina_head.deltas.weight"])
-    name = next(name for name in tensors if re.fullmatch(r"box_head(s\.\d+)?\.logits\.weight", name))
+    name = next((name for name in tensors if re.fullmatch(r"box_head(s\.\d+)?\.logits\.weight", name)), None)
+    if name is None:
+        raise ValueError("no layer tells its number of classes")
     return len(tensors[name]) - 1
 
 

@@ -5,6 +5,7 @@ import torch
 
 from mrcnn_cli.engine import foreign
 from mrcnn_cli.engine.checkpoint import load
+from mrcnn_cli.errors import UserError
 from mrcnn_cli.models.backbones.resnet import DEPTHS
 
 
@@ -117,3 +118,17 @@ def test_deformable_convolutions_and_group_norms_have_names_too(tmp_path):
         "fpn.laterals.0.norm.weight",
         "box_head.convs.0.norm.weight",
     ]
+
+
+@pytest.mark.parametrize("meta", [None, "a text", ["a", "list"], {"CLASSES": None}, {"dataset_meta": "text"}])
+def test_whatever_a_file_says_of_itself_it_is_read(tmp_path, meta):
+    torch.save({"state_dict": mask_rcnn(3), "meta": meta}, tmp_path / "epoch_12.pth")
+    converted = foreign.convert(foreign.read(tmp_path / "epoch_12.pth"))
+    assert [category["name"] for category in converted.categories] == ["class 1", "class 2", "class 3"]
+
+
+def test_a_recipe_for_weights_without_classes_is_refused(tmp_path):
+    state = {name: tensor for name, tensor in mask_rcnn(3).items() if "fc_cls" not in name}
+    torch.save(state, tmp_path / "headless.pth")
+    with pytest.raises(UserError, match="from MMDetection, but no layer tells its number of classes"):
+        foreign.convert(foreign.read(tmp_path / "headless.pth"), recipe="mask_rcnn_r50_fpn_3x")
