@@ -23,7 +23,11 @@ MODELS = {
     frozenset({"rpn", "box_heads", "mask_head"}): "cascade_rcnn",
     frozenset({"rpn", "box_head", "mask_head", "semantic_head"}): "panoptic_fpn",
     frozenset({"retina_head"}): "retinanet",
+    frozenset({"maps", "ssd_head"}): "ssd",
 }
+
+# The layers that torchvision builds pyramids on: the first at stride 32, and the last.
+MOBILENET_TAPS = {"mobilenet_v2": [14, 18], "mobilenet_v3_large": [13, 16]}
 
 
 def model_table(tensors: Tensors) -> Table:
@@ -38,7 +42,13 @@ def model_table(tensors: Tensors) -> Table:
     if parts not in MODELS:
         known = "; ".join(f"{name}: {', '.join(sorted(key))}" for key, name in MODELS.items())
         raise ValueError(f"no model here has the parts {', '.join(sorted(parts)) or 'of a backbone alone'} ({known})")
-    table: Table = {"name": MODELS[parts], "backbone": _resnet(tensors), "fpn": _fpn(tensors)}
+    table: Table = {"name": MODELS[parts], "backbone": _backbone(tensors)}
+    if "ssd_head" in parts:  # whose maps are all of one design
+        return table
+    table["fpn"] = _fpn(tensors)
+    if "taps" in table["backbone"]:
+        table["fpn"]["skip"] = 0
+        table["anchors"] = {"sizes": [[32, 64, 128, 256, 512]] * (_count(tensors, "fpn.laterals") + 1)}
     if table["fpn"]["pyramid"] is False:
         table["backbone"] |= {"dilated": True} if "backbone.stages.3.0.conv1.weight" in tensors else {"stages": 3}
         if "rpn" in parts:
@@ -68,6 +78,8 @@ def number_of_classes(tensors: Tensors) -> int:
         return 1
     if "retina_head.logits.weight" in tensors:  # which has no background, but the classes of several anchors
         return 4 * len(tensors["retina_head.logits.weight"]) // len(tensors["retina_head.deltas.weight"])
+    if "ssd_head.logits.0.weight" in tensors:
+        return 4 * len(tensors["ssd_head.logits.0.weight"]) // len(tensors["ssd_head.deltas.0.weight"]) - 1
     name = next((name for name in tensors if re.fullmatch(r"box_head(s\.\d+)?\.logits\.weight", name)), None)
     if name is None:
         raise ValueError("no layer tells its number of classes")
@@ -78,6 +90,20 @@ def number_of_stuff(tensors: Tensors) -> int:
     """Classes of stuff of a panoptic model, 0 of others; the first logit is that of all things."""
     logits = tensors.get("semantic_head.logits.weight")
     return 0 if logits is None else len(logits) - 1
+
+
+def _backbone(tensors: Tensors) -> Table:
+    if "backbone.stages.0.0.weight" in tensors:
+        return {"name": "vgg16", "weights": "given"}
+    if "backbone.layers.0.weight" in tensors:
+        name = "mobilenet_v3_large" if len(tensors["backbone.layers.0.weight"]) == 16 else "mobilenet_v2"
+        return {
+            "name": name,
+            "taps": MOBILENET_TAPS[name],
+            "norm": _norm(tensors, "backbone.layers.0"),
+            "weights": "given",
+        }
+    return _resnet(tensors)
 
 
 def _resnet(tensors: Tensors) -> Table:
