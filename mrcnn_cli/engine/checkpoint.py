@@ -1,12 +1,12 @@
 """Files of weights: safetensors with the recipe inside, written aside and renamed, so that a crash loses nothing."""
 
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -19,6 +19,19 @@ from mrcnn_cli.errors import UserError
 from mrcnn_cli.models import build_model
 
 FORMAT = "mrcnn-1"
+# The names that safetensors gives to types.
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +81,45 @@ class Checkpoint:
         return next(self.model.parameters()).device
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """A safetensors file with `about` as its metadata."""
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, safetensors.torch.save(dense, metadata={"format": FORMAT, **about}))
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str], former: Path | None = None
+) -> None:
+    """A safetensors file with `about` as its metadata, of the same bytes for the same content, and a checksum of them.
+
+    The package's own writer puts the metadata into another order each time.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        about: what else shall be known of them.
+        former: what the file that lay there before shall be called from now on.
+    """
+    pieces = _pieces(tensors)
+    entries: dict[str, Any] = {
+        "__metadata__": dict(sorted({"format": FORMAT, "crc32": f"{_checksum(pieces):08x}", **about}.items()))
+    }
+    end = 0
+    for name, piece in pieces.items():
+        start, end = end, end + len(piece)
+        tensor = tensors[name]
+        entries[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # so that the numbers lie where processors read them fastest
+    write_bytes(path, [len(header).to_bytes(8, "little"), header, *pieces.values()], former=former)
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> dict[str, memoryview]:
+    """The bytes of each tensor in the order of the file: the widest numbers first, then by name."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    dense = {name: tensors[name].detach().cpu().contiguous().reshape(-1) for name in order}
+    return {name: memoryview(tensor.view(torch.uint8).numpy()) for name, tensor in dense.items()}  # type: ignore[arg-type]
+
+
+def _checksum(pieces: Mapping[str, memoryview]) -> int:
+    value = 0
+    for piece in pieces.values():
+        value = zlib.crc32(piece, value)
+    return value
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,7 +138,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a checkpoint, or damaged ({error}); give a .safetensors file of mrcnn") from None
     if about.get("format") != FORMAT:
         raise UserError(f"{path}: a safetensors file, but not written by mrcnn: its metadata lacks format {FORMAT!r}")
+    if "crc32" in about and int(about["crc32"], 16) != _checksum(_pieces(tensors)):
+        raise UserError(f"{path}: damaged: its content is not what was written (by its checksum); take another copy")
     return tensors, about
+
+
+def step_of(path: Path) -> int | None:
+    """The step that a file of ours says it is of; None: there is none, or it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
 
 
 def write_weights(

@@ -2,21 +2,24 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mrcnn_cli.errors import UserError
 
 
-def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_bytes(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, durable: bool = True, former: Path | None = None
+) -> None:
     """`data` as a file, whole or not at all: a temporary file beside it, then a rename.
 
     Args:
         path: the file.
-        data: its content.
+        data: its content, or the pieces of it.
         durable: wait until it is on the disk, so that it outlives a power failure; for thousands of small files that
             can be made again, that takes longer than the work.
+        former: the name that what lay at `path` before gets once the new content is on the disk.
 
     Raises:
         UserError: the folder is not writable or the disk is full; what lay at `path` before is untouched.
@@ -24,10 +27,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
+        if former is not None and path.exists():
+            os.replace(path, former)
         os.replace(aside, path)
     except OSError as error:
         aside.unlink(missing_ok=True)
@@ -35,6 +40,12 @@ def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
             f"{path}: cannot be written: {error.strerror}; earlier files are untouched - "
             "make room or choose another folder with --out"
         ) from None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed have left of `write_bytes` in a folder."""
+    for aside in folder.glob(".*.tmp"):
+        aside.unlink(missing_ok=True)
 
 
 def make_folder(path: Path) -> None:
@@ -51,11 +62,14 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}: cannot be written: permission denied; choose another folder with --out")
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """One line more in a file of JSON lines."""
+def append_row(path: Path, row: Mapping[str, Any], *, durable: bool = False) -> None:
+    """One line more in a file of JSON lines; where it is durable, that line and all before outlive a power failure."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}; make room, then go on with --resume") from None
 
