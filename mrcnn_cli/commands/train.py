@@ -114,35 +114,46 @@ def command(
     if weights is not None:
         overrides.append(f"train.weights={json.dumps(weights, ensure_ascii=False)}")
 
+    from mrcnn_cli.engine import resume as going_on
     from mrcnn_cli.engine import start
     from mrcnn_cli.engine.memory import keep_freed_memory
-    from mrcnn_cli.engine.run import default_recipe, new_folder, prepare, read_config
+    from mrcnn_cli.engine.run import choose_device, default_recipe, new_folder, prepare, read_config
 
     keep_freed_memory()
+    chosen, notes = choose_device(device), []
+    saved = resume is not None and going_on.can_resume(resume)
     if resume is not None:
         folder = _existing_run(resume)
         recipe = str(folder / "config.toml")
-        for change in _changes(recipe, overrides):
+        state = going_on.read_state(folder) if saved else None
+        settings, changes = going_on.changed_recipe(folder, state, overrides)
+        for change in changes:
             say(f"changed: {change}")
+        if state is None:
+            say(f"{folder}: nothing was saved yet; starting from step 0")
+        else:
+            notes = going_on.remarks(folder, state, chosen)
+        del state  # as much memory as the training itself
     else:
         own_data = any(text.startswith("data.train.") for text in overrides)
         recipe, reason = (config, "") if config else (weights, "its own") if weights else default_recipe(own_data)
         folder = new_folder(recipe, out)
-    if not config and resume is None:
-        say(f"no recipe named: taking {recipe}, {reason}")
-    of_weights = weights is not None and not config
-    settings = start.recipe_of(recipe, overrides) if of_weights else read_config(recipe, overrides)
-    run = prepare(settings, folder, device)
-    for warning in (*run.warnings, *(start.remarks(run) if resume is None else ())):
+        if not config:
+            say(f"no recipe named: taking {recipe}, {reason}")
+        of_weights = weights is not None and not config
+        settings = start.recipe_of(recipe, overrides) if of_weights else read_config(recipe, overrides)
+    run = prepare(settings, folder, chosen)
+    for warning in (*notes, *run.warnings, *(start.remarks(run) if not saved else ())):
         say_warning(warning)
     _say_header(run, recipe)
-    return _train(run, resume=resume is not None, as_json=as_json)
+    return _train(run, resume=saved, as_json=as_json)
 
 
 def _train(run: Any, resume: bool, as_json: bool) -> int | None:
     """Trains, shows and sums up; the exit status."""
     import torch
 
+    from mrcnn_cli.engine.resume import state_files
     from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, train
 
     config = run.config.train
@@ -165,7 +176,7 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
         say(f"stopped after step {interrupted.step} of {config.steps}, everything is saved; {resume_line}")
         return INTERRUPTED
     except KeyboardInterrupt:
-        saved = (run.folder / "state.safetensors").exists()
+        saved = bool(state_files(run.folder))
         say_error(f"interrupted at step {done}; {resume_line}" if saved else "interrupted, before anything was saved")
         return INTERRUPTED
     except torch.OutOfMemoryError:
@@ -220,30 +231,8 @@ def _prepared_keys(data: Path | None) -> list[str]:
 
 
 def _existing_run(folder: Path) -> Path:
-    """The folder of a run that can go on; what runs/latest points to rather than the link."""
-    for name in ("config.toml", "state.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: no run to go on with: there is no {name} in it; 'mrcnn train' starts a new one")
+    """What runs/latest points to rather than the link."""
     return folder.parent / os.readlink(folder) if folder.is_symlink() else folder
-
-
-def _changes(recipe: str, overrides: list[str]) -> list[str]:
-    """What the overrides change, as "train.steps: 300 -> 600"."""
-    from mrcnn_cli.engine.run import read_config
-
-    before, after = (_flat(read_config(recipe, changes).model_dump(mode="json")) for changes in ((), overrides))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _say_header(run: Any, recipe: str) -> None:

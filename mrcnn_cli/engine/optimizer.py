@@ -31,7 +31,8 @@ class TrainConfig(Config):
     decay_factor: float = Field(0.1, gt=0, lt=1)
     clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient
     average: float | None = Field(None, gt=0, lt=1)  # decay of the exponential average of weights that is evaluated
-    save_every: int = Field(1000, ge=1)  # steps
+    save_every: int = Field(1000, ge=1)  # steps; also before each evaluation
+    keep_states: int = Field(2, ge=1)  # of the newest saved states to go on from; 2: one is left if the last is damaged
     evaluate_every: int | None = Field(None, ge=1)  # steps; None: only after the last one
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split, training_images
 from mrcnn_cli.engine.distributed import ALONE, World, check_shares, local_device
-from mrcnn_cli.engine.files import make_folder, write_bytes
+from mrcnn_cli.engine.files import make_folder, remove_unfinished, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
 from mrcnn_cli.engine.pixels import fit_pixels
 from mrcnn_cli.errors import UserError
@@ -277,7 +277,7 @@ def finds_classes(config: RunConfig) -> bool:
 def new_folder(recipe: str, out: Path | None = None) -> Path:
     """The folder of a new run: `out`, or runs/<date>-<recipe> with a number behind it where that exists."""
     if out is not None:
-        if (out / "state.safetensors").exists() or (out / "last.safetensors").exists():
+        if (out / "last.safetensors").exists() or any(out.glob("state*.safetensors")):
             raise UserError(f"{out}: holds a run already; go on with --resume {out} or choose another --out")
         return out
     stem = f"{datetime.date.today().isoformat()}-{Path(recipe).stem}"
@@ -294,6 +294,7 @@ def open_folder(run: Run) -> None:
         UserError: the folder cannot be written.
     """
     make_folder(run.folder)
+    remove_unfinished(run.folder)
     write_bytes(run.folder / "config.toml", recipes.dumps(run.config).encode())
     write_bytes(run.folder / "environment.txt", environment(run.device).encode())
     if run.folder.parent == Path("runs"):

@@ -104,13 +104,13 @@ def _read(path: Path) -> Source:
         tensors, about = read_tensors(file)
         if "config" not in about:
             raise UserError(f"{file}: holds no weights to start from; give best.safetensors or last.safetensors")
-        return Source(file, tensors, keys=dict(_flat(recipes.loads(about["config"]))))
+        return Source(file, tensors, keys=recipes.flat(recipes.loads(about["config"])))
     found = foreign.read(file)
     try:
         table: dict[str, Any] = foreign.told_recipe(found)
     except (ValueError, KeyError):  # of a model that is unknown here: its backbone may still be told
         table = {}
-    keys = dict(_flat(table))
+    keys = recipes.flat(table)
     return Source(file, dict(found.tensors), found.renamed.sources, found.renamed.unknown, keys)
 
 
@@ -174,7 +174,7 @@ def _what_fits(source: Source, config: RunConfig) -> str:
 
 def _differences(source: Source, config: RunConfig, keys: Iterable[str]) -> dict[str, Any]:
     """Those of the keys, with the weights' values, that the recipe has too, but otherwise."""
-    recipe, told = dict(_flat(config.model_dump(mode="json"))), source.keys
+    recipe, told = recipes.flat(config.model_dump(mode="json")), source.keys
     return {key: told[key] for key in keys if key in told and key in recipe and not _same(told[key], recipe[key])}
 
 
@@ -184,12 +184,3 @@ def _same(first: Any, second: Any) -> bool:
     if isinstance(first, float | int) and isinstance(second, float | int):
         return abs(first - second) <= 1e-3 * max(abs(first), abs(second))
     return bool(first == second)
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

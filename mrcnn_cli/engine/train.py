@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from mrcnn_cli import config as recipes
-from mrcnn_cli.data.loader import training_batches
+from mrcnn_cli.data.loader import stream, training_batches
 from mrcnn_cli.engine import start
 from mrcnn_cli.engine.accumulation import losses_in_parts
-from mrcnn_cli.engine.checkpoint import read_tensors, write_tensors, write_weights
+from mrcnn_cli.engine.checkpoint import step_of, write_weights
 from mrcnn_cli.engine.evaluate import evaluate
 from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from mrcnn_cli.engine.pretrained import load_backbone
+from mrcnn_cli.engine.resume import read_state, write_state
 from mrcnn_cli.engine.run import Run, RunConfig, open_folder
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.models import build_model
@@ -78,51 +79,67 @@ class Trainer:
         return self.model if self.average is None else self.average.model
 
     def save(self) -> None:
-        """last.safetensors to predict with, state.safetensors to go on from."""
+        """state.safetensors to go on from, last.safetensors to predict with."""
+        config = self.run.config
         if not self.run.world.is_first:
             return
-        folder = self.run.folder
-        write_weights(folder / "last.safetensors", self.evaluated, self.run.config, self.run.categories, self.step)
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.model.state_dict().items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
-                    tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        about = {"step": str(self.step), "recipe": recipes.dumps(self.run.config)}
-        write_tensors(folder / "state.safetensors", tensors, about)
+                    tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
+        write_state(self.run.folder, tensors, {"recipe": recipes.dumps(config)}, self.step, config.train.keep_states)
+        self.write_weights("last.safetensors")
+
+    def write_weights(self, name: str) -> None:
+        """The weights to predict with, as a file of the run's folder."""
+        run = self.run
+        write_weights(run.folder / name, self.evaluated, run.config, run.categories, self.step)
 
     def restore(self) -> None:
-        """Go on from state.safetensors.
+        """Go on from the newest state that is whole.
 
         Raises:
-            UserError: there is none, or it is damaged or of another recipe.
+            UserError: there is none, or it is of another recipe.
         """
-        path = self.run.folder / "state.safetensors"
-        tensors, about = self.run.world.spread(lambda: read_tensors(path))
+        folder = self.run.folder
+        tensors, about = self.run.world.spread(lambda: _newest_state(folder))
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
         try:
+            for name, tensor in tensors.items():
+                part, _, rest = name.partition(".")
+                parts[part][rest] = tensor
             self.model.load_state_dict(parts["model"])
             if self.average is not None:
-                self.average.model.load_state_dict(parts["average"])
-            state = self.optimizer.state_dict()
-            state["state"] = {}
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            for name, tensor in parts["optimizer"].items():
-                number, _, key = name.partition(".")
-                if tensor.shape == parameters[int(number)].shape:
-                    # In the parameter's memory format, which the fused optimiser takes for granted.
-                    tensor = torch.empty_like(parameters[int(number)], dtype=tensor.dtype).copy_(tensor)
-                state["state"].setdefault(int(number), {})[key] = tensor
-            self.optimizer.load_state_dict(state)
-            self.step = int(about["step"])
-        except (RuntimeError, KeyError, ValueError) as error:
+                # The average of a run that had none so far begins with its weights.
+                self.average.model.load_state_dict(parts["average"] or parts["model"])
+            self._restore_optimizer(parts["optimizer"])
+        except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}: does not fit the recipe beside it ({reason}); train anew") from None
+            raise UserError(f"{folder}: its state does not fit the recipe beside it ({reason}); train anew") from None
+        self.step = int(about["step"])
+        recipe = recipes.dumps(self.run.config)
+        if about.get("recipe") != recipe or step_of(self.run.folder / "last.safetensors") != self.step:
+            self.save()  # the changes that were asked for; or weights that a stop in between has kept from being saved
+
+    def _restore_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
+        """What the optimiser remembers of each parameter that learns; nothing of one that did not learn before."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        for name, tensor in tensors.items():
+            of, _, key = name.rpartition(".")
+            if of in parameters:
+                parameter = parameters[of]
+                if tensor.shape == parameter.shape:
+                    # In the parameter's memory format, which the fused optimiser takes for granted.
+                    tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+                self.optimizer.state[parameter][key] = tensor.to(parameter.device)
+
+
+def _newest_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    state = read_state(folder)
+    return state.tensors, state.about
 
 
 def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
@@ -180,10 +197,10 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
             if world.any(should_stop()):
                 trainer.save()
                 raise Interrupted(trainer.step)
-            done = trainer.step == config.train.steps
-            if done or trainer.step % config.train.save_every == 0:
+            evaluates = evaluation_is_due(run, trainer.step)
+            if evaluates or trainer.step == config.train.steps or trainer.step % config.train.save_every == 0:
                 trainer.save()
-            if evaluation_is_due(run, trainer.step):
+            if evaluates:
                 yield _evaluate(trainer, should_stop)
             world.at(trainer.step + 1)
             started = time.perf_counter()
@@ -192,7 +209,7 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         if world.is_first:
             _draw(folder)
     if run.val is None and world.is_first:
-        write_weights(folder / "best.safetensors", trainer.evaluated, config, run.categories, trainer.step)
+        trainer.write_weights("best.safetensors")
 
 
 def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
@@ -201,6 +218,7 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     world = trainer.run.world
     rate = learning_rate(config.train, trainer.step)
     set_learning_rate(trainer.optimizer, rate)
+    torch.manual_seed(stream(config.train.seed, "model", trainer.step))  # of layers that draw, such as dropout
     trainer.optimizer.zero_grad(set_to_none=True)
     parts = losses_in_parts(world, trainer.model, trainer.network, images, targets, config.train.accumulate)
     done: torch.Tensor | float = 0.0  # the sum of the parts' terms
@@ -232,15 +250,15 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
     assert run.val is not None
     metrics, _ = evaluate(trainer.evaluated, run.config, run.val, run.device, should_stop=should_stop, world=run.world)
     if metrics is None:
-        trainer.save()
-        raise Interrupted(trainer.step)
+        raise Interrupted(trainer.step)  # saved before the evaluation
     step = Step("evaluation", trainer.step, metrics)
     if not run.world.is_first:
         return step
-    append_row(run.folder / "metrics.jsonl", step.row())
     if _score(metrics) > trainer.best or not (run.folder / "best.safetensors").exists():
         trainer.best = _score(metrics)
-        write_weights(run.folder / "best.safetensors", trainer.evaluated, run.config, run.categories, trainer.step)
+        trainer.write_weights("best.safetensors")
+    # After the weights: an evaluation that no row tells of is done again.
+    append_row(run.folder / "metrics.jsonl", step.row(), durable=True)
     return step
 
 

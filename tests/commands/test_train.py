@@ -253,7 +253,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(mrcnn, trained, tmp_path, monk
     monkeypatch.setattr(os, "fsync", full)
     outcome = mrcnn("train", "--resume", "run", "--set", "train.steps=3")
     assert outcome.status == 1
-    assert "last.safetensors: cannot be written: No space left on device" in outcome.error
+    assert "state.safetensors: cannot be written: No space left on device" in outcome.error
     for name in ("last.safetensors", "best.safetensors", "state.safetensors"):
         assert (folder / name).read_bytes() == (trained / name).read_bytes()
     assert {path.name for path in folder.iterdir()} == {path.name for path in trained.iterdir()}
