@@ -22,6 +22,9 @@ from tests.models.torchvision_files import DETECTORS, OVERRIDES, as_theirs, dete
 from tests.models.torchvision_oracle import training
 
 PIXELS, SCORE, THRESHOLD = 0.02, 1e-4, 0.05
+# Of a picture's 40 detections one may be another: the cuts among its proposals (the best of each level, then of all)
+# may fall between two logits that rounding exchanges, which differs with the number of threads.
+EXCHANGED = 1
 
 
 def converted(model, tmp_path, *overrides):
@@ -45,7 +48,7 @@ def test_a_detectors_file_gives_its_detections(name, seed, tmp_path):
         assert len(expected["labels"][certain].unique()) >= 3
         assert len(found) == len(certain)
         places = matched(found, expected)
-        assert (places[certain] >= 0).all()
+        assert (places[certain] < 0).sum() <= EXCHANGED
         assert places[places >= 0].unique(return_counts=True)[1].max() == 1  # one each
         if "masks" in expected:
             check_masks(found, expected, places)
@@ -81,7 +84,7 @@ def check_masks(found, expected, places):
     size = 28
     centre, half = (boxes[:, 2:] + boxes[:, :2]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2 * ((size + 2) / size)
     corners = torch.cat([centre - half, centre + half], 1)
-    clear = ((corners - corners.round()).abs() > PIXELS).all(1)
+    clear = ((corners - corners.round()).abs() > PIXELS).all(1) & (places >= 0)
     assert clear.sum() >= 20
     wrong = border = 0
     for theirs, place in zip(expected["masks"][clear, 0], places[clear].tolist(), strict=True):

@@ -68,7 +68,8 @@ def detector(name, seed, **options):
         model.eval()
         hidden = model.roi_heads.box_head(pooled)
         predictor = model.roi_heads.box_predictor
-        spread(predictor.cls_score, CLASS_SPREAD, lambda: predictor(hidden))
+        many = predictor.cls_score.out_features > 10  # of few classes one is soon sure
+        spread(predictor.cls_score, CLASS_SPREAD if many else 0.5, lambda: predictor(hidden))
         spread(predictor.bbox_pred, 0.5, lambda: predictor(hidden))
         if hasattr(model.roi_heads, "mask_head") and model.roi_heads.mask_head is not None:
             regions = model.roi_heads.mask_roi_pool(features, [p[:50] for p in proposals], images.image_sizes)
