@@ -60,7 +60,7 @@ def model_table(tensors: Tensors) -> Table:
 
 def backbone_table(tensors: Tensors) -> Table:
     """The table [model] as far as a backbone alone tells it."""
-    return {"name": "", "backbone": _resnet(tensors), "fpn": {"pyramid": True}}
+    return {"name": "", "backbone": _backbone(tensors), "fpn": {"pyramid": True}}
 
 
 def parts_of(tensors: Tensors) -> frozenset[str]:
