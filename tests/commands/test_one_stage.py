@@ -14,7 +14,7 @@ RECIPES = {
     ),
     "retinanet_mobilenet_v2_fpn": (
         'model.backbone={name="mobilenet_v2"}',
-        "model.fpn.channels=16",
+        "model.fpn.channels=64",
         "data.resize={scale=1.0}",
         "data.augment={crop=64}",
     ),
