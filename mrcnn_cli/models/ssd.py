@@ -16,7 +16,7 @@ from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
 from mrcnn_cli.models.results import detections
 from mrcnn_cli.models.rpn import AnchorsConfig, by_anchor
 from mrcnn_cli.ops import batched_nms, box_iou, clip_boxes, decode, encode, match_anchors
-from mrcnn_cli.structures import Detections, ImageBatch, Size, Targets
+from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Size, Targets, at_least_one
 
 # Layers behind VGG's: (channels of the 1x1 and of the 3x3 convolution, stride and padding of the latter).
 EXTRAS = ((256, 512, 2, 1), (128, 256, 2, 1), (128, 256, 1, 0), (128, 256, 1, 0))
@@ -155,7 +155,14 @@ class SSDHead(nn.Module):
             boxes.append(torch.cat([centre - half, centre + half], -1).reshape(-1, 4))
         return torch.cat(boxes)
 
-    def losses(self, logits: Tensor, deltas: Tensor, boxes: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: Tensor,
+        targets: Sequence[Targets],
+        denominator: Denominator = at_least_one,
+    ) -> dict[str, Tensor]:
         """`loss_class`: cross entropy of the positives and of the hardest negatives; `loss_box`: smooth L1 of the
         positives' deltas; both over the number of positives in the batch."""
         config = self.config
@@ -176,9 +183,10 @@ class SSDHead(nn.Module):
                 functional.smooth_l1_loss(image_deltas[positive], wanted, reduction="sum", beta=config.smooth_l1_beta)
             )
             positives += len(positive)
+        divisor = denominator(positives)
         return {
-            "loss_class": torch.stack(class_sums).sum() / max(positives, 1),
-            "loss_box": torch.stack(box_sums).sum() / max(positives, 1),
+            "loss_class": torch.stack(class_sums).sum() / divisor,
+            "loss_box": torch.stack(box_sums).sum() / divisor,
         }
 
     def match(self, boxes: Tensor, target: Targets) -> Tensor:
@@ -223,10 +231,12 @@ class SSD(nn.Module):
         self.maps = SSDMaps()
         self.ssd_head = SSDHead(config.ssd_head, config.default_boxes, config.input_size, num_classes)
 
-    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    def forward(
+        self, images: ImageBatch, targets: Sequence[Targets], denominator: Denominator = at_least_one
+    ) -> dict[str, Tensor]:
         """The losses of a batch, by name; their sum is what training makes small."""
         logits, deltas, boxes = self._said(images)
-        return self.ssd_head.losses(logits, deltas, boxes, targets)
+        return self.ssd_head.losses(logits, deltas, boxes, targets, denominator)
 
     def predict(self, images: ImageBatch) -> list[Detections]:
         """What is in each image, in pixels of the original pictures."""

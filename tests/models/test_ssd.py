@@ -78,6 +78,20 @@ def test_the_class_loss_is_that_of_the_positives_and_three_times_as_many_of_the_
     torch.testing.assert_close(losses["loss_class"], expected)
 
 
+def test_the_losses_of_parts_add_up_to_those_of_the_batch():
+    model, found = head(), boxes()
+    truths = [targets_of([[50, 60, 150, 200]], [1]), targets_of([[0, 0, 90, 90], [200, 10, 290, 80]], [0, 2])]
+    logits, deltas = torch.randn(2, len(found), CLASSES + 1), torch.randn(2, len(found), 4)
+    whole = model.losses(logits, deltas, found, truths)
+    positives = sum(int((model.match(found, truth) >= 0).sum()) for truth in truths)
+    parts = [
+        model.losses(logits[i : i + 1], deltas[i : i + 1], found, truths[i : i + 1], lambda count: positives)
+        for i in range(2)
+    ]
+    for name, loss in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), loss)
+
+
 def test_boxes_in_crowds_are_no_negatives():
     model, found = head(), boxes()
     target = targets_of([[250, 250, 290, 290]], [0], [[0, 0, 200, 200]])
