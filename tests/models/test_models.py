@@ -122,6 +122,16 @@ def test_backbones_have_the_channels_and_strides_that_they_state(name):
     assert [96 // f.shape[3] for f in features] == list(backbone.strides)
 
 
+@pytest.mark.parametrize("size", [(64, 96), (72, 88)])  # maps of exactly twice the next one's size, and others
+def test_pyramids_are_the_same_with_and_without_gradients(size):
+    model = mask_rcnn().eval()
+    maps = [feature.detach() for feature in model.backbone(torch.randn(2, 3, *size))]
+    expected = model.fpn(maps)
+    with torch.no_grad():
+        for found, wanted in zip(model.fpn(maps), expected, strict=True):
+            torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_frozen_stages_have_no_gradient_and_the_rest_has(stages):
     config = ResNetConfig(name="resnet18", width=8, frozen_stages=stages)
