@@ -125,9 +125,8 @@ def training_batches(
     def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
         samples, sizes = [], []
         for k in share(range(step * batch_size, (step + 1) * batch_size), part, parts):
-            index = int(chosen[_order(len(chosen), seed, k // len(chosen))[k % len(chosen)]])
-            generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
-            pixels, targets = pictures.varied(index, generator)
+            index = _index(chosen, seed, k)
+            pixels, targets = pictures.varied(index, _augmentation(seed, k))
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
             sizes.append((dataset.images[index].height, dataset.images[index].width))
         images, truths = zip(*samples, strict=True)
@@ -141,6 +140,30 @@ def training_images(dataset: Dataset, config: DataConfig) -> np.ndarray:
     if dataset.keypoints is None:
         return np.arange(len(dataset))
     return np.flatnonzero(dataset.annotations.labelled_keypoints() >= config.keypoints.min_labelled)
+
+
+def sources(
+    dataset: Dataset, config: DataConfig, targets: Sequence[Targets], *, batch_size: int, seed: int, step: int
+) -> list[list[int]]:
+    """Of each image of a batch of `training_batches` the pictures of the data set it is made of, its own first.
+
+    They are composed once more, so this takes as long as a batch. An image that no step of this run gives has none.
+
+    Args:
+        dataset: as the batches were made with; so are `config`, `batch_size` and `seed`.
+        targets: of the batch, or of a part of it.
+        step: the batch's, counted from 0.
+    """
+    numbers = {stream(seed, "targets", k): k for k in range(step * batch_size, (step + 1) * batch_size)}
+    chosen = training_images(dataset, config)
+    found: list[list[int]] = []
+    for target in targets:
+        pictures = _Recorded(dataset, config)
+        k = numbers.get(target.seed)
+        if k is not None:
+            pictures.varied(_index(chosen, seed, k), _augmentation(seed, k))
+        found.append(list(dict.fromkeys(pictures.read)))
+    return found
 
 
 def evaluation_batches(
@@ -185,6 +208,15 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(stream(seed, "order", epoch))).permutation(count)
 
 
+def _index(chosen: np.ndarray, seed: int, k: int) -> int:
+    """Which of the images that are trained on is the k-th of a run."""
+    return int(chosen[_order(len(chosen), seed, k // len(chosen))[k % len(chosen)]])
+
+
+def _augmentation(seed: int, k: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
+
+
 class Pictures:
     """A data set's pictures, normalized; kept in memory as long as they fit, for reading costs most of a sample."""
 
@@ -214,3 +246,16 @@ class Pictures:
     def _another(self, generator: np.random.Generator) -> tuple[np.ndarray, ImageAnnotations]:
         index = int(generator.integers(len(self.dataset)))
         return self[index], self.dataset.objects(index)
+
+
+class _Recorded(Pictures):
+    """Pictures that remember which were read."""
+
+    def __init__(self, dataset: Dataset, config: DataConfig):
+        super().__init__(dataset, config)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        image = super().__getitem__(index)
+        self.read.append(index)
+        return image

@@ -41,8 +41,7 @@ def losses_in_parts(
     if parts == 1:
         yield network(images, targets, world.denominator)
         return
-    shares = [share(range(len(images)), part, parts) for part in range(parts)]
-    batches = [(images.part(places), targets[places.start : places.stop]) for places in shares]
+    batches = divided(images, targets, parts)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     totals = _totals(world, model, batches)
     for number, batch in enumerate(batches, start=1):
@@ -52,6 +51,12 @@ def losses_in_parts(
         waits = world.size > 1 and number < parts and hasattr(network, "no_sync")
         with network.no_sync() if waits else nullcontext():
             yield network(*batch, _replay(totals))
+
+
+def divided(images: ImageBatch, targets: Sequence[Targets], parts: int) -> list[Part]:
+    """A process's share of a step in so many parts."""
+    shares = [share(range(len(images)), part, parts) for part in range(parts)]
+    return [(images.part(places), targets[places.start : places.stop]) for places in shares]
 
 
 def _totals(world: World, model: nn.Module, batches: Sequence[Part]) -> Tensor:

@@ -17,6 +17,8 @@ from mrcnn_cli.data.loader import stream, training_batches
 from mrcnn_cli.engine import start
 from mrcnn_cli.engine.accumulation import losses_in_parts
 from mrcnn_cli.engine.checkpoint import step_of, write_weights
+from mrcnn_cli.engine.detective import Rewind
+from mrcnn_cli.engine.dump import stop
 from mrcnn_cli.engine.evaluate import evaluate
 from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
@@ -70,6 +72,7 @@ class Trainer:
         self.network = run.world.parallel(self.model)
         self.optimizer = build_optimizer(config.train, self.model)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
+        self.rewind = Rewind(self.model, run.device)
         self.step = 0
         self.best = -math.inf
 
@@ -80,9 +83,14 @@ class Trainer:
 
     def save(self) -> None:
         """state.safetensors to go on from, last.safetensors to predict with."""
-        config = self.run.config
-        if not self.run.world.is_first:
-            return
+        run = self.run
+        if run.world.is_first:
+            about = {"recipe": recipes.dumps(run.config)}
+            write_state(run.folder, self.tensors(), about, self.step, run.config.train.keep_states)
+            self.write_weights("last.safetensors")
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What state.safetensors holds."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.model.state_dict().items()}
@@ -90,8 +98,7 @@ class Trainer:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 if value is not None:
                     tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-        write_state(self.run.folder, tensors, {"recipe": recipes.dumps(config)}, self.step, config.train.keep_states)
-        self.write_weights("last.safetensors")
+        return tensors
 
     def write_weights(self, name: str) -> None:
         """The weights to predict with, as a file of the run's folder."""
@@ -154,7 +161,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         should_stop: asked after each step; True saves and ends with `Interrupted`.
 
     Raises:
-        UserError: a loss that is not finite; a folder that cannot be written; faulty images.
+        UserError: a loss or a gradient that is not finite (see `engine.dump`); a folder that cannot be written; faulty
+            images.
         Interrupted: `should_stop` said so; everything is saved.
     """
     config, folder, world = run.config, run.folder, run.world
@@ -219,29 +227,27 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     rate = learning_rate(config.train, trainer.step)
     set_learning_rate(trainer.optimizer, rate)
     torch.manual_seed(stream(config.train.seed, "model", trainer.step))  # of layers that draw, such as dropout
+    trainer.rewind.keep()
     trainer.optimizer.zero_grad(set_to_none=True)
     parts = losses_in_parts(world, trainer.model, trainer.network, images, targets, config.train.accumulate)
     done: torch.Tensor | float = 0.0  # the sum of the parts' terms
     for losses in parts:
         terms = torch.stack(list(losses.values()))
-        whole = world.sum(terms.detach().clone())
-        values = dict(zip(losses, whole.tolist(), strict=True))
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"step {trainer.step + 1}: {bad[0]} is {values[bad[0]]}; training stopped, what was saved is kept; "
-                f"take a smaller train.learning_rate (now {config.train.learning_rate:g}) or train.clip_norm"
-            )
+        done = done + world.sum(terms.detach().clone())
         (terms.sum() * world.size).backward()  # see World.parallel
-        done = done + whole
+    assert isinstance(done, torch.Tensor)
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    *values, total, size = torch.stack([*done, done.sum(), norm.to(done)]).tolist()
+    if not all(map(math.isfinite, (*values, total, size))):
+        raise stop(trainer.run, trainer.model, trainer.rewind, trainer.tensors(), images, targets, trainer.step)
     if config.train.clip_norm is not None:
-        nn.utils.clip_grad_norm_(trainer.model.parameters(), config.train.clip_norm, foreach=True)
+        nn.utils.clip_grads_with_norm_(trainer.model.parameters(), config.train.clip_norm, norm, foreach=True)
     trainer.optimizer.step()
     trainer.step += 1
     if trainer.average is not None:
         trainer.average.update(trainer.model, trainer.step)
-    assert isinstance(done, torch.Tensor)
-    return {"loss": float(done.sum()), **dict(zip(values, done.tolist(), strict=True)), "learning_rate": rate}
+    return {"loss": total, **dict(zip(losses, values, strict=True)), "learning_rate": rate}
 
 
 def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:

@@ -22,6 +22,7 @@ from mrcnn_cli.data.loader import (
     evaluation_batches,
     images_batch,
     sample_split,
+    sources,
     stream,
     training_batches,
 )
@@ -307,3 +308,25 @@ def test_the_embedded_sample_is_small_and_says_where_it_is_from():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 4_000_000
     assert "CC0" in (folder / "SOURCE.txt").read_text()
     assert "CC0 1.0 Universal" in (folder / "LICENSE.txt").read_text()
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, Augment(mosaic=0.7, copy_paste=0.6)])
+def test_the_sources_of_a_batch_are_the_pictures_that_were_read_for_it(files, monkeypatch, augment):
+    dataset, config = files.read(), recipe(augment=augment, cache_mb=0)
+    read = []
+    monkeypatch.setattr(
+        "mrcnn_cli.data.coco.read_image", lambda path, channels: read.append(path.name) or read_image(path, channels)
+    )
+    several = 0
+    batches = training_batches(dataset, config, batch_size=2, seed=3, steps=8)
+    for step in range(8):
+        read.clear()
+        _, targets = next(batches)
+        expected = list(read)
+        found = sources(dataset, config, targets, batch_size=2, seed=3, step=step)
+        assert [dataset.images[places[0]].id for places in found] == [target.image_id for target in targets]
+        assert {dataset.images[place].file_name for places in found for place in places} == set(expected)
+        assert sources(dataset, config, targets[1:], batch_size=2, seed=3, step=step) == found[1:]
+        assert sources(dataset, config, targets, batch_size=2, seed=3, step=step + 1) == [[], []]
+        several += sum(len(places) > 1 for places in found)
+    assert (several > 0) == (augment.mosaic > 0)
