@@ -113,6 +113,9 @@ class TrainingScreen:
 
     def update(self, step: Any) -> None:
         """Show an `engine.train.Step`."""
+        if step.kind == "skipped":
+            self._print(f"skipped: {step.values['fault']} ({step.values['count']} so far)", style="yellow")
+            return
         if step.kind == "evaluation":
             self._print(f"step {step.step}/{self.steps}  {brief_metrics(step.values)}")
             return
@@ -146,9 +149,9 @@ class TrainingScreen:
             f"{terms}; learning rate {step.values['learning_rate']:.1e}",
         )
 
-    def _print(self, line: str) -> None:
+    def _print(self, line: str, style: str = "") -> None:
         """A line that stays, above the bar."""
-        (self.bar.console if self.bar is not None else chatter).print(Text(line))
+        (self.bar.console if self.bar is not None else chatter).print(Text(line, style=style))
 
 
 class Smoothed:

@@ -160,17 +160,20 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
     resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}"
     began = time.monotonic()
     metrics: dict[str, Any] | None = None
-    done, memory = 0, 0.0
+    done, memory, skipped = 0, 0.0, 0
 
     stop = GracefulStop("stopping after this step; Ctrl-C again stops at once and loses what is not saved")
     try:
         with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step)) as screen:
             for step in train(run, resume=resume, should_stop=stop):
                 screen.update(step)
+                if step.kind == "skipped":
+                    skipped = step.values["count"]
+                    continue
                 done = step.step
                 if step.kind == "evaluation":
                     metrics = step.values
-                else:
+                elif step.kind == "train":
                     memory = step.values["memory_mb"]
     except Interrupted as interrupted:
         say(f"stopped after step {interrupted.step} of {config.steps}, everything is saved; {resume_line}")
@@ -189,6 +192,8 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
         say(f"took     {duration(seconds)}, {memory:,.0f} MB at most")
     else:
         say(f"nothing left to do: all {config.steps} steps are done; more: --set train.steps={2 * config.steps}")
+    if skipped:
+        say_warning(f"{skipped} pictures could not be read and were skipped (data.skip_broken); see metrics.jsonl")
     if as_json:
         print_json({"run": str(run.folder), "step": done, "seconds": seconds, "memory_mb": memory, "metrics": metrics})
     elif metrics is not None:

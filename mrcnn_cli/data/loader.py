@@ -2,12 +2,13 @@
 
 The k-th image of a run (k = step * batch_size + place in the batch, whichever process takes it) is number k % n of the
 n images in the order drawn for epoch k // n. Each random choice has a stream of its own, named by words and numbers,
-see `stream`: ("order", epoch), ("augment", k) and, for the model's own draws, ("targets", k). So nothing depends on the
-number of processes or workers or on the step at which a run was resumed.
+see `stream`: ("order", epoch), ("augment", k), ("instead", k) and, for the model's own draws, ("targets", k). So nothing
+depends on the number of processes or workers or on the step at which a run was resumed.
 """
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,9 +26,11 @@ from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.tiff import MOST_CHANNELS
 from mrcnn_cli.data.transforms import Augment, Resize, inference, resized_proposals, training
 from mrcnn_cli.data.workers import in_workers
+from mrcnn_cli.errors import UserError
 from mrcnn_cli.structures import ImageBatch, Targets
 
 SAMPLE = Path(__file__).parent / "sample"
+MOST_FAULTS = 100  # images that are passed over for one batch, before the folder must be what is broken
 
 
 class SplitConfig(Config):
@@ -63,6 +66,7 @@ class DataConfig(Config):
     size_divisor: int = Field(32, ge=0)  # batches are padded to a multiple of it; the largest stride of the backbone
     workers: int = Field(1, ge=0)  # processes that prepare batches; 0: in the training process itself
     cache_mb: int = Field(256, ge=0)  # of pictures that each worker keeps decoded while they fit; 0: none
+    skip_broken: bool = False  # train with another picture where one cannot be read; else that ends training
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -104,6 +108,7 @@ def training_batches(
     first_step: int = 0,
     part: int = 0,
     parts: int = 1,
+    skipped: Callable[[str], None] = lambda fault: None,
 ) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
     """The batches of steps `first_step` to `steps` - 1 of a run, the same ones however the run is cut into parts.
 
@@ -116,23 +121,33 @@ def training_batches(
         first_step: the step to begin with.
         part: whose share of each step is given, 0..parts - 1: the rank of a process.
         parts: among how many a step is shared, at most batch_size.
+        skipped: called with what is wrong with an image that was left out of the next batch (`skip_broken`).
 
     Raises:
         UserError: an image that cannot be read.
     """
     pictures, chosen = Pictures(dataset, config), training_images(dataset, config)
 
-    def batch(step: int) -> tuple[ImageBatch, list[Targets]]:
+    def batch(step: int) -> tuple[ImageBatch, list[Targets], list[str]]:
         samples, sizes = [], []
         for k in share(range(step * batch_size, (step + 1) * batch_size), part, parts):
-            index = _index(chosen, seed, k)
-            pixels, targets = pictures.varied(index, _augmentation(seed, k))
+            index, (pixels, targets) = _sample(pictures, chosen, seed, k)
             samples.append((pixels, replace(targets, seed=stream(seed, "targets", k))))
             sizes.append((dataset.images[index].height, dataset.images[index].width))
         images, truths = zip(*samples, strict=True)
-        return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
+        return ImageBatch.collate(images, sizes, config.size_divisor), list(truths), pictures.take_faults()
 
-    return in_workers(batch, range(first_step, steps), config.workers)
+    return _reported(in_workers(batch, range(first_step, steps), config.workers), skipped)
+
+
+def _reported(
+    batches: Generator[tuple[ImageBatch, list[Targets], list[str]], None, None], skipped: Callable[[str], None]
+) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
+    with closing(batches):
+        for images, targets, faults in batches:
+            for fault in faults:
+                skipped(fault)
+            yield images, targets
 
 
 def training_images(dataset: Dataset, config: DataConfig) -> np.ndarray:
@@ -161,7 +176,7 @@ def sources(
         pictures = _Recorded(dataset, config)
         k = numbers.get(target.seed)
         if k is not None:
-            pictures.varied(_index(chosen, seed, k), _augmentation(seed, k))
+            _sample(pictures, chosen, seed, k)
         found.append(list(dict.fromkeys(pictures.read)))
     return found
 
@@ -208,13 +223,21 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(stream(seed, "order", epoch))).permutation(count)
 
 
-def _index(chosen: np.ndarray, seed: int, k: int) -> int:
-    """Which of the images that are trained on is the k-th of a run."""
-    return int(chosen[_order(len(chosen), seed, k // len(chosen))[k % len(chosen)]])
+def _sample(pictures: "Pictures", chosen: np.ndarray, seed: int, k: int) -> tuple[int, Sample]:
+    """The k-th image of a run, and its place in the data set; `chosen` are the places of those that are trained on.
 
-
-def _augmentation(seed: int, k: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
+    Where it cannot be read and `skip_broken` is set, images drawn from the stream ("instead", k) are tried.
+    """
+    count = len(chosen)
+    index = int(chosen[_order(count, seed, k // count)[k % count]])
+    instead = np.random.Generator(np.random.PCG64(stream(seed, "instead", k)))
+    while True:
+        generator = np.random.Generator(np.random.PCG64(stream(seed, "augment", k)))
+        try:
+            return index, pictures.varied(index, generator)
+        except UserError as fault:
+            pictures.pass_over(fault)
+            index = int(chosen[instead.integers(count)])
 
 
 class Pictures:
@@ -224,6 +247,7 @@ class Pictures:
         self.dataset, self.config = dataset, config
         self.room = config.cache_mb * 2**20
         self.kept: dict[int, np.ndarray] = {}
+        self.faults: list[str] = []  # of images that were passed over
 
     def __getitem__(self, index: int) -> np.ndarray:
         image = self.kept.get(index)
@@ -244,8 +268,29 @@ class Pictures:
         return training(image, objects, self.config.resize, self.config.augment, generator, mirror, self._another)
 
     def _another(self, generator: np.random.Generator) -> tuple[np.ndarray, ImageAnnotations]:
-        index = int(generator.integers(len(self.dataset)))
-        return self[index], self.dataset.objects(index)
+        while True:
+            index = int(generator.integers(len(self.dataset)))
+            try:
+                return self[index], self.dataset.objects(index)
+            except UserError as fault:
+                self.pass_over(fault)
+
+    def pass_over(self, fault: UserError) -> None:
+        """Notes what is wrong with an image for which another one is taken.
+
+        Raises:
+            UserError: that is not wanted, or there are too many of them.
+        """
+        if not self.config.skip_broken:
+            raise UserError(f"{fault}; or train without it: --set data.skip_broken=true")
+        self.faults.append(str(fault))
+        if len(self.faults) > MOST_FAULTS:
+            raise UserError(f"data.skip_broken: {MOST_FAULTS} images in a row cannot be read; the last one: {fault}")
+
+    def take_faults(self) -> list[str]:
+        """What was noted since this was last asked for."""
+        faults, self.faults = self.faults, []
+        return faults
 
 
 class _Recorded(Pictures):

@@ -6,6 +6,7 @@ from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.image import normalize
 from mrcnn_cli.data.loader import DataConfig
 from mrcnn_cli.data.workers import in_workers
+from mrcnn_cli.errors import UserError
 
 MOST_PICTURES = 500
 
@@ -28,8 +29,13 @@ def channel_statistics(
     """
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)).tolist()
 
-    def moments(place: int) -> tuple[int, np.ndarray, np.ndarray]:
-        image = normalize(dataset.read_image(chosen[place], config.channels), config.normalize)
+    def moments(place: int) -> tuple[int, np.ndarray, np.ndarray] | None:
+        try:
+            image = normalize(dataset.read_image(chosen[place], config.channels), config.normalize)
+        except UserError:
+            if config.skip_broken:  # named and counted when training comes to it
+                return None
+            raise
         pixels = image.reshape(-1, image.shape[2])
         mean = pixels.mean(0, dtype=np.float64)
         # Channel by channel: float64 of a whole picture would fill eight times its memory.
@@ -37,11 +43,16 @@ def channel_statistics(
         return len(pixels), mean, np.array(squares)
 
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
-    for pixels, its_mean, its_squares in in_workers(moments, range(len(chosen)), config.workers):
+    for found in in_workers(moments, range(len(chosen)), config.workers):
+        if found is None:
+            continue
+        pixels, its_mean, its_squares = found
         # Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
         total = count + pixels
         squares = squares + its_squares + np.square(its_mean - mean) * (count * pixels / total)
         mean = mean + (its_mean - mean) * (pixels / total)
         count = total
+    if not count:
+        raise UserError(f"{dataset.source}: none of {len(chosen)} pictures can be read; check the folder")
     deviation = np.sqrt(squares / count)
     return tuple(mean.tolist()), tuple(np.where(deviation > 0, deviation, 1.0).tolist())

@@ -1,5 +1,7 @@
 """The recipe fitted to the pictures' channels and depth, before the first step."""
 
+from pathlib import Path
+
 import numpy as np
 
 from mrcnn_cli.data.coco import Dataset
@@ -24,15 +26,14 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
     Raises:
         UserError: a picture that cannot be read; colours to vary in pictures without colours.
     """
-    image = train.read_image(0, data.channels)
+    image, path = _first(train, data)
     channels = image.shape[2]
     data = data.model_copy(update={"channels": channels})
     if channels != 3 and (data.augment.saturation != (1, 1) or data.augment.hue != (0, 0)):
         raise UserError(
-            f"data.augment: saturation and hue are of pictures in RGB, {train.images[0].path} has {channels} channels; "
-            "leave them out"
+            f"data.augment: saturation and hue are of pictures in RGB, {path} has {channels} channels; leave them out"
         )
-    warnings = _depth_warnings(image, data, train)
+    warnings = _depth_warnings(image, path, data)
     if pixels.mean != "auto" and len(pixels.mean) != channels:
         warnings.append(
             f"the pictures have {channels} channels, model.pixels.mean has {len(pixels.mean)} values: mean and "
@@ -48,16 +49,27 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
         given = np.array([pixels.mean, pixels.deviation], np.float64)
         if (np.abs(found - given[0]) > FAR * given[1]).any():
             warnings.append(
-                f"{train.images[0].path}: the mean of its pixels is {found.max():g}, far from model.pixels.mean; "
+                f"{path}: the mean of its pixels is {found.max():g}, far from model.pixels.mean; "
                 f"{AUTO} computes it from the pictures"
             )
     return data, pixels, warnings
 
 
-def _depth_warnings(image: np.ndarray, data: DataConfig, train: Dataset) -> list[str]:
+def _first(train: Dataset, data: DataConfig) -> tuple[np.ndarray, Path]:
+    """The first picture, or with data.skip_broken the first that can be read; and its file."""
+    for index, record in enumerate(train.images):
+        try:
+            return train.read_image(index, data.channels), record.path
+        except UserError:
+            if not data.skip_broken:
+                raise
+    raise UserError(f"{train.source}: none of its {len(train)} pictures can be read; check the folder {record.folder}")
+
+
+def _depth_warnings(image: np.ndarray, path: Path, data: DataConfig) -> list[str]:
     if image.dtype != np.uint16 or data.normalize != "none" or image.max() >= USED_RANGE * 65535:
         return []
     return [
-        f"{train.images[0].path}: its 16-bit pixels reach {image.max()} of 65535 and would become nearly black; take "
+        f"{path}: its 16-bit pixels reach {image.max()} of 65535 and would become nearly black; take "
         f"--set data.normalize=percentile, or data.normalize=raw with {AUTO}"
     ]

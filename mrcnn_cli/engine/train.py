@@ -40,12 +40,13 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """What happened: a training step, or an evaluation after one.
+    """What happened: a training step, an evaluation after one, or a picture that was skipped before one.
 
     Attributes:
-        kind: "train" or "evaluation".
-        step: steps done, 1..steps.
+        kind: "train", "evaluation" or "skipped".
+        step: steps done, 1..steps; of a skipped picture that of the next step.
         values: train: loss, its terms, learning_rate, seconds, data_seconds, memory_mb. evaluation: the metrics.
+            skipped: fault, which names the picture, and count, of the pictures skipped so far.
     """
 
     kind: str
@@ -170,14 +171,17 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
     evaluated = False
     if resume:
         trainer.restore()
+    skipped: set[str] = set()
     if world.is_first:
         if resume:
             rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)
             trainer.best = max((_score(row) for row in rows if row["kind"] == "evaluation"), default=-math.inf)
+            skipped = {row["fault"] for row in rows if row["kind"] == "skipped"}
             evaluated = _was_evaluated(folder, trainer.step)
         open_folder(run)
         if not resume:  # of a run that was stopped before it saved anything
             (folder / "metrics.jsonl").unlink(missing_ok=True)
+    faults: list[str] = []
     batches = training_batches(
         run.train,
         config.data,
@@ -187,6 +191,7 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         steps=config.train.steps,
         part=world.rank,
         parts=world.size,
+        skipped=faults.append,
     )
     try:
         if resume and evaluation_is_due(run, trainer.step) and not world.tell(evaluated):
@@ -195,6 +200,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         world.at(trainer.step + 1)
         for images, targets in batches:
             waited = time.perf_counter() - started
+            if config.data.skip_broken:
+                yield from _skipped(run, trainer.step + 1, faults, skipped)
             values = _step(trainer, images.to(run.device), [target.to(run.device) for target in targets])
             seconds = time.perf_counter() - started
             values |= {"seconds": seconds, "data_seconds": waited, "memory_mb": memory_mb(run.device)}
@@ -218,6 +225,17 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
             _draw(folder)
     if run.val is None and world.is_first:
         trainer.write_weights("best.safetensors")
+
+
+def _skipped(run: Run, step: int, faults: list[str], known: set[str]) -> Iterator[Step]:
+    """The pictures that any process has skipped for this step and that were not told yet, in the first process."""
+    for fault in [fault for theirs in run.world.gather(faults) for fault in theirs]:
+        if fault not in known:
+            known.add(fault)
+            told = Step("skipped", step, {"fault": fault, "count": len(known)})
+            append_row(run.folder / "metrics.jsonl", told.row())
+            yield told
+    faults.clear()
 
 
 def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:

@@ -197,3 +197,36 @@ def test_pasting_objects_without_masks_is_refused(train, shapes, truth, tmp_path
     refused(
         train(shapes, tmp_path / "boxes.json", *model), "data.augment.copy_paste", "boxes.json has boxes but no masks"
     )
+
+
+@pytest.fixture
+def decaying(shapes, truth, tmp_path):
+    """A copy of the shapes whose third picture is cut short, and their annotations."""
+    shutil.copytree(shapes, tmp_path / "decaying")
+    (tmp_path / "decaying" / "3.png").write_bytes((shapes / "3.png").read_bytes()[:-60])
+    return tmp_path / "decaying"
+
+
+def test_an_image_that_breaks_mid_epoch_ends_training_with_its_name_and_keeps_what_was_saved(train, decaying, tmp_path):
+    settings = assignments("train.steps=4", "train.save_every=1", "train.batch_size=1", "train.seed=1")
+    outcome = train(decaying, decaying / "shapes.json", *settings)
+    refused(outcome, "3.png: damaged or cut short")
+    assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_images_are_skipped_named_and_counted_only_where_that_is_asked_for(train, decaying, tmp_path, workers):
+    (decaying / "1.png").unlink()
+    (decaying / "1.png").write_bytes(b"no picture")
+    settings = assignments("train.steps=8", "data.skip_broken=true", f"data.workers={workers}")
+    outcome = train(decaying, decaying / "shapes.json", *settings)
+    assert outcome.status == 0
+    said = [line for line in outcome.err.splitlines() if line.startswith("skipped: ")]
+    assert len(said) == 2
+    assert sum("3.png: damaged or cut short" in line for line in said) == 1
+    assert sum("1.png: is not an image" in line for line in said) == 1
+    assert said[1].endswith("(2 so far)")
+    assert "warning: 2 pictures could not be read and were skipped (data.skip_broken)" in outcome.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["count"] for row in rows if row["kind"] == "skipped"] == [1, 2]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))

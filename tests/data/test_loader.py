@@ -330,3 +330,53 @@ def test_the_sources_of_a_batch_are_the_pictures_that_were_read_for_it(files, mo
         assert sources(dataset, config, targets, batch_size=2, seed=3, step=step + 1) == [[], []]
         several += sum(len(places) > 1 for places in found)
     assert (several > 0) == (augment.mosaic > 0)
+
+
+def broken(files, name):
+    """The data set with one file cut short after it was read."""
+    dataset = files.read()
+    path = files.folder / name
+    path.write_bytes(path.read_bytes()[:-200])
+    return dataset
+
+
+def test_an_image_that_breaks_ends_the_batches_with_its_name(files):
+    dataset = broken(files, "a.png")
+    with pytest.raises(UserError, match="a.png: damaged or cut short"):
+        list(training_batches(dataset, recipe(), batch_size=2, seed=3, steps=4))
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, Augment(mosaic=0.7, copy_paste=0.6)])
+def test_broken_images_are_skipped_and_told_and_change_nothing_else(files, augment):
+    config = recipe(skip_broken=True, augment=augment)
+    whole = list(training_batches(files.read(), config, batch_size=2, seed=3, steps=9))
+    dataset, told = broken(files, "a.png"), []
+    batches = list(training_batches(dataset, config, batch_size=2, seed=3, steps=9, skipped=told.append))
+    assert all(len(images) == len(targets) == 2 for images, targets in batches)
+    assert {target.image_id for _, targets in batches for target in targets} == {2, 5}
+    assert set(told) == {f"{files.folder / 'a.png'}: {told[0].partition(': ')[2]}"}
+    wanted = sum(target.image_id == 1 for _, targets in whole for target in targets)
+    assert len(told) >= wanted > 3
+    if augment is AUGMENT:
+        assert len(told) - wanted < 20  # a picture drawn instead may be the broken one again
+        for (_, one), (_, other) in zip(whole, batches, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert a.seed == b.seed
+                assert a.image_id == 1 or torch.equal(a.boxes, b.boxes)
+    parallel = recipe(skip_broken=True, augment=augment, workers=2)
+    told_there = []
+    for one, other in zip(
+        batches,
+        training_batches(dataset, parallel, batch_size=2, seed=3, steps=9, skipped=told_there.append),
+        strict=True,
+    ):
+        assert torch.equal(one[0].pixels, other[0].pixels)
+    assert told_there == told
+
+
+def test_a_folder_of_broken_images_ends_the_batches(files):
+    for name in ("b.png", "c.png"):
+        broken(files, name)
+    dataset = broken(files, "a.png")
+    with pytest.raises(UserError, match=r"data.skip_broken: 100 images in a row cannot be read; the last one: .*png: "):
+        list(training_batches(dataset, recipe(skip_broken=True), batch_size=2, seed=3, steps=4))
