@@ -2,8 +2,8 @@
 
 The k-th image of a run (k = step * batch_size + place in the batch, whichever process takes it) is number k % n of the
 n images in the order drawn for epoch k // n. Each random choice has a stream of its own, named by words and numbers,
-see `stream`: ("order", epoch), ("augment", k), ("instead", k) and, for the model's own draws, ("targets", k). So nothing
-depends on the number of processes or workers or on the step at which a run was resumed.
+see `stream`: ("order", epoch), ("augment", k), ("instead", k) and, for the model's own draws, ("targets", k). So
+nothing depends on the number of processes or workers or on the step at which a run was resumed.
 """
 
 import hashlib

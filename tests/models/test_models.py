@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -154,6 +158,35 @@ def test_frozen_batch_norm_folds_to_the_same_values_as_batch_norm():
     frozen.load_state_dict({k: v for k, v in plain.state_dict().items() if not k.endswith("num_batches_tracked")})
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(frozen(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("inputs", [3, 8, 16])
+def test_a_convolution_of_one_pixel_with_a_stride_is_what_torch_says_with_few_channels_too(inputs):
+    ours = ConvNorm(inputs, 6, 1, 2)
+    x = torch.randn(2, inputs, 9, 14, requires_grad=True)
+    found, expected = ours(x), torch.nn.functional.conv2d(x, ours.weight, ours.bias, stride=2)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(found)
+    one, other = (torch.autograd.grad(y, (x, ours.weight, ours.bias), grad) for y in (found, expected))
+    torch.testing.assert_close(one, other)
+
+
+NARROW = """
+import torch
+from mrcnn_cli.models.backbones import build_backbone
+from mrcnn_cli.models.backbones.resnet import ResNetConfig
+backbone = build_backbone(ResNetConfig(name="resnet18", width=8, norm="batch_norm"), 3)
+backbone.to(memory_format=torch.channels_last).train()
+x = torch.randn(2, 3, 256, 256).contiguous(memory_format=torch.channels_last)
+for _ in range(8):
+    sum(level.sum() for level in backbone(x)).backward()
+"""
+
+
+def test_the_backward_pass_of_a_narrow_backbone_stays_within_its_memory():
+    checked = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}  # of glibc; elsewhere without effect
+    done = subprocess.run([sys.executable, "-c", NARROW], env={**os.environ, **checked}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("kernel", "length"), [(3, 8), (3, 9), (5, 8), (5, 9), (5, 10)])
