@@ -84,6 +84,14 @@ from mrcnn_cli.errors import UserError
     show_default="a new run",
     help="Go on with the run in this folder.",
 )
+@click.option(
+    "--log",
+    "logs",
+    multiple=True,
+    metavar="NAME",
+    show_default="the recipe's",
+    help="Write the numbers to tensorboard, wandb or mlflow too; may be repeated.",
+)
 @device_option
 @json_option
 def command(
@@ -95,6 +103,7 @@ def command(
     weights: str | None,
     out: Path | None,
     resume: Path | None,
+    logs: tuple[str, ...],
     device: str,
     as_json: bool,
 ) -> int | None:
@@ -111,6 +120,8 @@ def command(
     if data is not None and (train_split or val_split):
         raise click.UsageError("--data names all splits: leave --train and --val out")
     overrides = [*_prepared_keys(data), *_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
+    if logs:
+        overrides.append(f"train.log={_toml(logs)}")
     if weights is not None:
         overrides.append(f"train.weights={json.dumps(weights, ensure_ascii=False)}")
 
@@ -153,6 +164,7 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
     """Trains, shows and sums up; the exit status."""
     import torch
 
+    from mrcnn_cli.engine.logs import logged
     from mrcnn_cli.engine.resume import state_files
     from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, train
 
@@ -165,7 +177,7 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
     stop = GracefulStop("stopping after this step; Ctrl-C again stops at once and loses what is not saved")
     try:
         with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step)) as screen:
-            for step in train(run, resume=resume, should_stop=stop):
+            for step in logged(run, train(run, resume=resume, should_stop=stop)):
                 screen.update(step)
                 if step.kind == "skipped":
                     skipped = step.values["count"]

@@ -10,6 +10,7 @@ from mrcnn_cli.engine import predict as prediction
 from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import Checkpoint
 from mrcnn_cli.engine.checkpoint import load as load_checkpoint
+from mrcnn_cli.engine.logs import logged
 from mrcnn_cli.engine.run import choose_device, new_folder, prepare, read_config
 from mrcnn_cli.structures import Detections
 
@@ -34,7 +35,8 @@ def train(
     """
     config = read_config(recipe, overrides)
     folder = new_folder(str(recipe), Path(out) if out is not None else None)
-    yield from training.train(prepare(config, folder, device))
+    run = prepare(config, folder, device)
+    yield from logged(run, training.train(run))
 
 
 def load(path: str | Path, device: str = "auto") -> Checkpoint:

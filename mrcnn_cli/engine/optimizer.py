@@ -34,6 +34,7 @@ class TrainConfig(Config):
     save_every: int = Field(1000, ge=1)  # steps; also before each evaluation
     keep_states: int = Field(2, ge=1)  # of the newest saved states to go on from; 2: one is left if the last is damaged
     evaluate_every: int | None = Field(None, ge=1)  # steps; None: only after the last one
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # beside metrics.jsonl; see engine/logs.py
 
     @model_validator(mode="after")
     def _ordered(self) -> "TrainConfig":
