@@ -305,3 +305,21 @@ def test_a_checkpoint_is_no_step_to_replay(weights, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((weights / "best.safetensors").read_bytes()[:5000])
     with pytest.raises(UserError, match="cut.safetensors: not a checkpoint, or damaged"):
         dump.replay(tmp_path / "cut.safetensors", CPU)
+
+
+def test_of_a_step_in_parts_the_first_part_that_is_not_finite_is_kept(tmp_path, tiny, monkeypatch):
+    collate = ImageBatch.collate
+
+    def spoilt(*arguments):
+        batch = collate(*arguments)
+        pixels = batch.pixels.float()
+        pixels[1, 0, 5, 5] = math.nan
+        return ImageBatch(pixels, batch.sizes, batch.original_sizes)
+
+    monkeypatch.setattr(ImageBatch, "collate", spoilt)
+    message, kept = stopped(tiny, tmp_path / "run", train__accumulate=2)
+    again = dump.replay(kept, CPU)
+    assert again.is_same
+    assert again.found.pictures == (0,)  # of one
+    [[file]] = again.pictures
+    assert file.path in message
