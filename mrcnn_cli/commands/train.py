@@ -176,7 +176,7 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
 
     stop = GracefulStop("stopping after this step; Ctrl-C again stops at once and loses what is not saved")
     try:
-        with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step)) as screen:
+        with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step), config.batch_size) as screen:
             for step in logged(run, train(run, resume=resume, should_stop=stop)):
                 screen.update(step)
                 if step.kind == "skipped":

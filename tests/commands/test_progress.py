@@ -1,11 +1,13 @@
 """Progress: what is said, and how often."""
 
 import io
+import math
+import re
 
 import pytest
 
 from mrcnn_cli.commands import console, progress
-from mrcnn_cli.commands.progress import Activity, Counter, Smoothed, TrainingScreen
+from mrcnn_cli.commands.progress import Activity, Counter, Curve, Smoothed, TrainingScreen
 from mrcnn_cli.engine.train import Step
 
 
@@ -79,7 +81,47 @@ def test_a_terminal_gets_a_bar_that_fits_it(terminal):
         screen.bar.refresh()
     text = terminal.getvalue()
     assert "step 80002/90000  loss 1.000  0.50 s/step  1:23:19 left  1,234 MB" in text
-    assert "rpn box 0.250; learning rate 1.0e-03" in text
+    assert "learning rate 1.0e-03" in text
+
+
+def test_a_terminal_shows_curves_rate_waiting_and_scores_within_its_width(terminal):
+    with TrainingScreen(400, never, batch_size=8) as screen:
+        for number in range(1, 301):
+            made = step(number, loss=300.0 / number)
+            screen.update(Step("train", number, made.values | {"data_seconds": 0.125}))
+            if number % 100 == 0:
+                screen.update(Step("evaluation", number, {"box_ap": number / 1000, "box_ap50": 0.5}))
+        screen.update(step(301))
+        before = len(terminal.getvalue())
+        screen.bar.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()[before:])
+    lines = [line.strip() for line in re.split(r"[\r\n]+", text)]
+    assert all(len(line) <= 80 for line in lines)
+    assert any(re.match(r"loss +█[▂▃▄▅▆▇█]*▁+ +\d+\.\d{3}$", line) for line in lines)
+    assert any(re.match(r"rpn box +█", line) for line in lines)
+    assert any(re.match(r"box AP +▁[▄▅]█ +0\.300$", line) for line in lines)
+    assert "learning rate 1.0e-03, 16.0 images/s, 25% waiting for data" in "\n".join(lines)
+
+
+def test_a_curve_keeps_little_and_shows_all():
+    curve = Curve()
+    for number in range(10_000):
+        curve.add(float(number))
+    assert len(curve.means) < 2 * progress.CURVE_WIDTH
+    drawn = curve.drawn(40)
+    assert len(drawn) == 40
+    assert list(drawn) == sorted(drawn)
+    assert set(drawn) == set("▁▂▃▄▅▆▇█")
+    assert curve.last == 9999.0
+
+
+def test_a_curve_of_one_value_or_none_is_drawn_too():
+    curve = Curve()
+    assert curve.drawn(10) == ""
+    curve.add(3.0)
+    assert curve.drawn(10) == "▁"
+    curve.add(math.nan)
+    assert curve.drawn(10) == "▁"
 
 
 def test_a_smoothed_value_starts_at_the_first_and_follows_slowly():
