@@ -22,6 +22,7 @@ from mrcnn_cli.commands.console import (
     say_warning,
     set_option,
     shown_path,
+    table,
     typed_path,
 )
 from mrcnn_cli.commands.progress import TrainingScreen
@@ -37,6 +38,7 @@ from mrcnn_cli.errors import UserError
         "mrcnn train --data prepared",
         "mrcnn train nuclei --set train.steps=600 --out runs/longer",
         "mrcnn train --resume runs/longer",
+        "mrcnn train --repeats 3 --out runs/three",
     ],
 )
 @click.argument("config", required=False)
@@ -92,6 +94,13 @@ from mrcnn_cli.errors import UserError
     show_default="the recipe's",
     help="Write the numbers to tensorboard, wandb or mlflow too; may be repeated.",
 )
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=2),
+    metavar="N",
+    show_default="one run",
+    help="Train with N seeds, from train.seed on, and report mean and spread.",
+)
 @device_option
 @json_option
 def command(
@@ -104,6 +113,7 @@ def command(
     out: Path | None,
     resume: Path | None,
     logs: tuple[str, ...],
+    repeats: int | None,
     device: str,
     as_json: bool,
 ) -> int | None:
@@ -128,10 +138,14 @@ def command(
     from mrcnn_cli.engine import resume as going_on
     from mrcnn_cli.engine import start
     from mrcnn_cli.engine.memory import keep_freed_memory
+    from mrcnn_cli.engine.repeats import first_of, repeats_of
     from mrcnn_cli.engine.run import choose_device, default_recipe, new_folder, prepare, read_config
 
     keep_freed_memory()
     chosen, notes = choose_device(device), []
+    group = resume
+    if resume is not None and repeats is not None:
+        resume = first_of(resume)
     saved = resume is not None and going_on.can_resume(resume)
     if resume is not None:
         folder = _existing_run(resume)
@@ -148,7 +162,7 @@ def command(
     else:
         own_data = any(text.startswith("data.train.") for text in overrides)
         recipe, reason = (config, "") if config else (weights, "its own") if weights else default_recipe(own_data)
-        folder = new_folder(recipe, out)
+        folder = group = new_folder(recipe, out)
         if not config:
             say(f"no recipe named: taking {recipe}, {reason}")
         of_weights = weights is not None and not config
@@ -157,11 +171,39 @@ def command(
     for warning in (*notes, *run.warnings, *(start.remarks(run) if not saved else ())):
         say_warning(warning)
     _say_header(run, recipe)
-    return _train(run, resume=saved, as_json=as_json)
+    if repeats is not None and group is not None:
+        return _repeat(group, repeats_of(run, group, repeats), as_json)
+    status, report = _train(run, resume=saved)
+    if status is None:
+        _show(run, report, as_json)
+    return status
 
 
-def _train(run: Any, resume: bool, as_json: bool) -> int | None:
-    """Trains, shows and sums up; the exit status."""
+def _repeat(group: Path, runs: list[Any], as_json: bool) -> int | None:
+    """Trains one after the other, passing over what is done, and sums up; the exit status."""
+    from mrcnn_cli.engine.repeats import summary, write_summary
+    from mrcnn_cli.engine.resume import state_files
+
+    for number, run in enumerate(runs, 1):
+        say(f"repeat   {number} of {len(runs)}: {shown_path(run.folder)}")
+        status, _ = _train(run, resume=bool(state_files(run.folder)))
+        if status is not None:
+            say(f"or go on with all: mrcnn train --resume {typed_path(group)} --repeats {len(runs)}")
+            return status
+    spreads = summary([run.folder for run in runs])
+    write_summary(group, spreads, [run.config.train.seed for run in runs])
+    if as_json:
+        print_json({"runs": [str(run.folder) for run in runs], "metrics": spreads})
+    else:
+        columns = ["", "mean", "deviation", "lowest", "highest"]
+        rows = [[name, *spread.values()] for name, spread in spreads.items()]
+        table(f"The last evaluations of {len(runs)} runs", columns, rows)
+    say(f"spread   {shown_path(group)}/repeats.json")
+    return None
+
+
+def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
+    """Trains and shows; the exit status where it was stopped, and what there is to report."""
     import torch
 
     from mrcnn_cli.engine.logs import logged
@@ -189,11 +231,11 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
                     memory = step.values["memory_mb"]
     except Interrupted as interrupted:
         say(f"stopped after step {interrupted.step} of {config.steps}, everything is saved; {resume_line}")
-        return INTERRUPTED
+        return INTERRUPTED, {}
     except KeyboardInterrupt:
         saved = bool(state_files(run.folder))
         say_error(f"interrupted at step {done}; {resume_line}" if saved else "interrupted, before anything was saved")
-        return INTERRUPTED
+        return INTERRUPTED, {}
     except torch.OutOfMemoryError:
         raise UserError(
             f"--device {run.device}: out of memory at step {done + 1}; take a smaller train.batch_size "
@@ -206,14 +248,24 @@ def _train(run: Any, resume: bool, as_json: bool) -> int | None:
         say(f"nothing left to do: all {config.steps} steps are done; more: --set train.steps={2 * config.steps}")
     if skipped:
         say_warning(f"{skipped} pictures could not be read and were skipped (data.skip_broken); see metrics.jsonl")
+    return None, {
+        "run": str(run.folder),
+        "step": done,
+        "seconds": seconds,
+        "memory_mb": memory,
+        "metrics": metrics,
+    }
+
+
+def _show(run: Any, report: dict[str, Any], as_json: bool) -> None:
+    metrics = report["metrics"]
     if as_json:
-        print_json({"run": str(run.folder), "step": done, "seconds": seconds, "memory_mb": memory, "metrics": metrics})
+        print_json(report)
     elif metrics is not None:
         metrics_tables(metrics)
     elif run.val is None:
         say("not evaluated: there are no validation images; give them with --val DIR ANNOTATIONS")
     _say_footer(run)
-    return None
 
 
 def _data_keys(name: str, split: tuple[str, str] | None) -> list[str]:

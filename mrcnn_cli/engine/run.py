@@ -277,7 +277,8 @@ def finds_classes(config: RunConfig) -> bool:
 def new_folder(recipe: str, out: Path | None = None) -> Path:
     """The folder of a new run: `out`, or runs/<date>-<recipe> with a number behind it where that exists."""
     if out is not None:
-        if (out / "last.safetensors").exists() or any(out.glob("state*.safetensors")):
+        held = ("last.safetensors", "state*.safetensors", "seed-*/config.toml")
+        if any(path for pattern in held for path in out.glob(pattern)):
             raise UserError(f"{out}: holds a run already; go on with --resume {out} or choose another --out")
         return out
     stem = f"{datetime.date.today().isoformat()}-{Path(recipe).stem}"

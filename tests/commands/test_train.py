@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -162,6 +163,33 @@ def test_a_run_is_not_written_over(mrcnn, trained, own_data):
     outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", trained)
     assert outcome.status == 1
     assert "holds a run already; go on with --resume" in outcome.error
+
+
+def test_repeats_are_runs_of_their_own_with_mean_and_spread(mrcnn, own_data):
+    settings = assignments(*TINY, "train.steps=2")
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", "three", "--repeats", 3, "--json", *settings)
+    assert outcome.status == 0, outcome.err
+    assert outcome.json["runs"] == ["three/seed-0", "three/seed-1", "three/seed-2"]
+    values = [rows(Path(folder))[-1]["box_ar100"] for folder in outcome.json["runs"]]
+    spread = outcome.json["metrics"]["box_ar100"]
+    assert spread["mean"] == pytest.approx(sum(values) / 3)
+    assert spread["deviation"] == pytest.approx(statistics.stdev(values))
+    assert (spread["lowest"], spread["highest"]) == (min(values), max(values))
+    assert json.loads(Path("three/repeats.json").read_text())["metrics"] == outcome.json["metrics"]
+    alone = mrcnn("train", "nuclei_scratch", *own_data, "--out", "one", *settings, "--set", "train.seed=1")
+    assert alone.status == 0
+    assert Path("one/last.safetensors").read_bytes() == Path("three/seed-1/last.safetensors").read_bytes()
+    assert "holds a run already" in mrcnn("train", "nuclei_scratch", *own_data, "--out", "three").error
+
+
+def test_repeats_are_gone_on_with_and_more_can_follow(mrcnn, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "group" / "seed-0")
+    outcome = mrcnn("train", "--resume", "group", "--repeats", 2)
+    assert outcome.status == 0, outcome.err
+    assert "nothing left to do: all 2 steps are done" in outcome.err
+    assert train_steps(tmp_path / "group" / "seed-1") == [1, 2]
+    assert re.search(r"^box_ap +\d\.\d{3} +\d\.\d{3}", outcome.out, re.M)
+    assert "no runs to go on with" in mrcnn("train", "--resume", trained, "--repeats", 2).error
 
 
 def interrupt(arguments, ready):
