@@ -265,4 +265,6 @@ def brief_metrics(metrics: dict[str, Any]) -> str:
         parts.append(f"PQ {metrics['pq']:.3f}")
     if metrics.get("proposal_ar1000") is not None:
         parts.append(f"proposals AR100 {metrics['proposal_ar100']:.3f}, AR1000 {metrics['proposal_ar1000']:.3f}")
+    if metrics.get("loss") is not None:
+        parts.append(f"loss {metrics['loss']:.3f}")
     return "  ".join(parts) or "no objects to evaluate on"

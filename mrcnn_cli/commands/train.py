@@ -138,6 +138,7 @@ def command(
     from mrcnn_cli.engine import resume as going_on
     from mrcnn_cli.engine import start
     from mrcnn_cli.engine.memory import keep_freed_memory
+    from mrcnn_cli.engine.optimizer import scaling_hint
     from mrcnn_cli.engine.repeats import first_of, repeats_of
     from mrcnn_cli.engine.run import choose_device, default_recipe, new_folder, prepare, read_config
 
@@ -167,6 +168,9 @@ def command(
             say(f"no recipe named: taking {recipe}, {reason}")
         of_weights = weights is not None and not config
         settings = start.recipe_of(recipe, overrides) if of_weights else read_config(recipe, overrides)
+        hint = None if of_weights else scaling_hint(read_config(recipe).train, settings.train)
+        if hint is not None:
+            say(hint)
     run = prepare(settings, folder, chosen)
     for warning in (*notes, *run.warnings, *(start.remarks(run) if not saved else ())):
         say_warning(warning)
@@ -206,9 +210,10 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
     """Trains and shows; the exit status where it was stopped, and what there is to report."""
     import torch
 
+    from mrcnn_cli.engine import stopping
     from mrcnn_cli.engine.logs import logged
     from mrcnn_cli.engine.resume import state_files
-    from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, train
+    from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, evaluations, train
 
     config = run.config.train
     resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}"
@@ -242,9 +247,11 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
             f"(now {config.batch_size}) or smaller images"
         ) from None
     seconds = time.monotonic() - began
+    if stopping.is_over(config, evaluations(run.folder)):
+        say(f"enough   {stopping.verdict(config, evaluations(run.folder))}")
     if done:
         say(f"took     {duration(seconds)}, {memory:,.0f} MB at most")
-    else:
+    elif not stopping.is_over(config, evaluations(run.folder)):
         say(f"nothing left to do: all {config.steps} steps are done; more: --set train.steps={2 * config.steps}")
     if skipped:
         say_warning(f"{skipped} pictures could not be read and were skipped (data.skip_broken); see metrics.jsonl")
@@ -315,6 +322,16 @@ def _say_header(run: Any, recipe: str) -> None:
     )
     say(f"data     {len(run.train):,} images with {objects:,} objects, {validation}")
     say(f"classes  {len(run.train.classes)}: {classes}")
+    if config.train.learning_rate_images is not None:
+        say(
+            f"rate     {config.train.full_rate:.4g}: {config.train.learning_rate:g} for "
+            f"{config.train.learning_rate_images} images, scaled to {config.train.batch_size}"
+        )
+    if config.train.layers != "all":
+        from mrcnn_cli.engine.train import learning_parameters
+
+        learning, total = learning_parameters(run)
+        say(f"layers   {config.train.layers}: {learning:,} of {total:,} parameters learn")
     say(f"device   {run.device}")
     say(f"folder   {shown_path(run.folder)}")
 

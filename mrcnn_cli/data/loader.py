@@ -181,6 +181,33 @@ def sources(
     return found
 
 
+def validation_batches(
+    dataset: Dataset, config: DataConfig, *, batch_size: int, seed: int, part: int = 0, parts: int = 1
+) -> Generator[tuple[ImageBatch, list[Targets]], None, None]:
+    """All images once, in the order of the data set and not varied, with what training would learn of them.
+
+    What the model draws for them is the same each time: ("validation", k) for the k-th image. Whole batches are shared
+    among the parts.
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    as_they_are = config.model_copy(update={"augment": Augment(flip=0.0), "cache_mb": 0})
+    pictures, chosen = Pictures(dataset, as_they_are), training_images(dataset, config)
+
+    def batch(number: int) -> tuple[ImageBatch, list[Targets]]:
+        samples, sizes = [], []
+        for k in range(number * batch_size, min((number + 1) * batch_size, len(chosen))):
+            index = int(chosen[k])
+            pixels, targets = pictures.varied(index, np.random.Generator(np.random.PCG64(k)))
+            samples.append((pixels, replace(targets, seed=stream(seed, "validation", k))))
+            sizes.append((dataset.images[index].height, dataset.images[index].width))
+        images, truths = zip(*samples, strict=True)
+        return ImageBatch.collate(images, sizes, config.size_divisor), list(truths)
+
+    return in_workers(batch, share(range(-(-len(chosen) // batch_size)), part, parts), config.workers)
+
+
 def evaluation_batches(
     dataset: Dataset, config: DataConfig, *, batch_size: int = 1, part: int = 0, parts: int = 1
 ) -> Generator[tuple[ImageBatch, list[ImageRecord]], None, None]:

@@ -153,13 +153,22 @@ def step_of(path: Path) -> int | None:
 
 
 def write_weights(
-    path: Path, model: nn.Module, config: RunConfig, categories: list[dict[str, Any]], step: int, origin: str = ""
+    path: Path,
+    model: nn.Module,
+    config: RunConfig,
+    categories: list[dict[str, Any]],
+    step: int,
+    origin: str = "",
+    former: Path | None = None,
 ) -> None:
-    """Weights with the resolved recipe, the classes, the step and, if not trained here, the system they come from."""
+    """Weights with the resolved recipe, the classes, the step and, if not trained here, the system they come from.
+
+    What lay at `path` is called `former` from now on, if that is given.
+    """
     about = {"config": recipes.dumps(config), "categories": json.dumps(categories), "step": str(step)}
     if origin:
         about["origin"] = origin
-    write_tensors(path, model.state_dict(), about)
+    write_tensors(path, model.state_dict(), about, former)
 
 
 def weights_file(path: str | Path) -> Path:

@@ -1,13 +1,14 @@
 """How good a model is on annotated images: COCO's metrics of objects and of panoptic segments."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from mrcnn_cli.data.coco import Dataset
-from mrcnn_cli.data.loader import evaluation_batches, share
+from mrcnn_cli.data.loader import evaluation_batches, share, validation_batches
 from mrcnn_cli.engine.distributed import ALONE, World
 from mrcnn_cli.engine.panoptic import PanopticFiles
 from mrcnn_cli.engine.run import RunConfig, finds_classes, has_head
@@ -118,6 +119,78 @@ def _metrics(
             metrics["classes"].setdefault(name, {}).update(values)
         metrics |= panoptic
     return metrics
+
+
+@torch.no_grad()
+def validation_losses(
+    model: nn.Module,
+    config: RunConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
+) -> dict[str, float] | None:
+    """The losses of annotated images as training computes them, means over the images; the model stays as it was.
+
+    Pictures are not varied, batch norms use their statistics and dropout is off, so that losses differ between two
+    evaluations only by the weights.
+
+    Args:
+        model: of the run.
+        config: its run.
+        dataset: annotated images, with the classes of the model in its order.
+        device: where the model is.
+        should_stop: asked after each batch; True ends with None.
+        world: the processes that share the images.
+
+    Returns:
+        `loss`, the sum, and its terms.
+    """
+    sums, count, stopped = dict[str, float](), 0, False
+    batches = validation_batches(
+        dataset,
+        config.data,
+        batch_size=config.evaluate.batch_size,
+        seed=config.train.seed,
+        part=world.rank,
+        parts=world.size,
+    )
+    with _training_without_traces(model):
+        for images, targets in batches:
+            losses = model(images.to(device), [target.to(device) for target in targets])
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(loss) * len(images)
+            count += len(images)
+            stopped = should_stop()
+            if stopped:
+                break
+    if world.any(stopped):
+        return None
+    for rank, (others, number) in enumerate(world.gather([sums, count])):
+        if rank > 0:
+            sums = {name: sums.get(name, 0.0) + value for name, value in others.items()} or sums
+            count += number
+    means = {name: value / count for name, value in sums.items()}
+    return world.tell({"loss": sum(means.values()), **means})
+
+
+@contextmanager
+def _training_without_traces(model: nn.Module) -> Iterator[None]:
+    """The model in training mode but for what keeps statistics or draws; all modes and statistics are put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    for module, _ in modes:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
 
 
 def _count(quality: PanopticQuality, dataset: Dataset, index: int, found: Detections) -> None:

@@ -181,8 +181,10 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         )
     if config.model.name == "panoptic_fpn":
         _check_stuff(config.model.num_stuff, train)
-    if config.train.evaluate_every is not None and val is None:
-        raise UserError("train.evaluate_every is set but there are no validation images; give --val DIR ANNOTATIONS")
+    if val is None and (config.train.evaluates_often or config.train.needs_validation_loss):
+        keys = ("evaluate_every", "evaluate_epochs", "validation_loss", "best_by")
+        key = next(key for key in keys if getattr(config.train, key))
+        raise UserError(f"train.{key} is set but there are no validation images; give --val DIR ANNOTATIONS")
     if config.model.backbone.weights == "given" and config.train.weights is None:
         raise UserError(
             "model.backbone.weights = 'given': this recipe starts from weights; give a file with --weights FILE (an "

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 
 from mrcnn_cli import config as recipes
-from mrcnn_cli.data.loader import stream, training_batches
-from mrcnn_cli.engine import start
+from mrcnn_cli.data.loader import stream, training_batches, training_images
+from mrcnn_cli.engine import layers, start, stopping
 from mrcnn_cli.engine.accumulation import losses_in_parts
 from mrcnn_cli.engine.checkpoint import step_of, write_weights
 from mrcnn_cli.engine.detective import Rewind
 from mrcnn_cli.engine.dump import stop
-from mrcnn_cli.engine.evaluate import evaluate
+from mrcnn_cli.engine.evaluate import evaluate, validation_losses
 from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from mrcnn_cli.engine.pretrained import load_backbone
@@ -69,18 +69,32 @@ class Trainer:
         if not resume:  # what is restored has seen its start weights
             load_backbone(self.model, config)
             start.fill(self.model, config)
-        self.model.to(run.device).to(memory_format=torch.channels_last).train()
+        self.model.to(run.device).to(memory_format=torch.channels_last)
+        self.resting = layers.restrict(self.model, config.train.layers)
+        self.set_training()
         self.network = run.world.parallel(self.model)
         self.optimizer = build_optimizer(config.train, self.model)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
         self.rewind = Rewind(self.model, run.device)
         self.step = 0
-        self.best = -math.inf
+        self.evaluations: list[dict[str, Any]] = []  # rows of metrics.jsonl
 
     @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and saved for prediction."""
         return self.model if self.average is None else self.average.model
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        config = self.run.config.train
+        return learning_rate(config, self.step, stopping.decays(config, self.evaluations))
+
+    def set_training(self) -> None:
+        """Training mode, but for the batch norms of layers that do not learn."""
+        self.model.train()
+        for norm in self.resting:
+            norm.eval()
 
     def save(self) -> None:
         """state.safetensors to go on from, last.safetensors to predict with."""
@@ -101,10 +115,26 @@ class Trainer:
                     tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         return tensors
 
-    def write_weights(self, name: str) -> None:
-        """The weights to predict with, as a file of the run's folder."""
+    def write_weights(self, name: str, former: Path | None = None) -> None:
+        """The weights to predict with, as a file of the run's folder; what it was before is kept as `former`."""
         run = self.run
-        write_weights(run.folder / name, self.evaluated, run.config, run.categories, self.step)
+        path = run.folder / name
+        write_weights(path, self.evaluated, run.config, run.categories, self.step, former=former)
+
+    def keep_best(self) -> None:
+        """best.safetensors, and the next best weights as best-<step>.safetensors."""
+        config, folder = self.run.config.train, self.run.folder
+        kept = stopping.ranking(config, self.evaluations)[: config.keep_best]
+        best = folder / "best.safetensors"
+        if kept[0] == self.step or not best.exists():
+            before = step_of(best)
+            keeps_it = config.keep_best > 1 and before is not None and before != self.step
+            self.write_weights(best.name, folder / f"best-{before}.safetensors" if keeps_it else None)
+        elif self.step in kept:
+            self.write_weights(f"best-{self.step}.safetensors")
+        for path in folder.glob("best-*.safetensors"):
+            if path.stem not in [f"best-{step}" for step in kept[1:]]:
+                path.unlink()
 
     def restore(self) -> None:
         """Go on from the newest state that is whole.
@@ -168,19 +198,19 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
     """
     config, folder, world = run.config, run.folder, run.world
     trainer = Trainer(run, resume)
-    evaluated = False
     if resume:
         trainer.restore()
     skipped: set[str] = set()
     if world.is_first:
         if resume:
-            rows = _forget_rows_after(folder / "metrics.jsonl", trainer.step)
-            trainer.best = max((_score(row) for row in rows if row["kind"] == "evaluation"), default=-math.inf)
+            _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+            trainer.evaluations = evaluations(folder)
+            rows = read_rows(folder / "metrics.jsonl")
             skipped = {row["fault"] for row in rows if row["kind"] == "skipped"}
-            evaluated = _was_evaluated(folder, trainer.step)
         open_folder(run)
         if not resume:  # of a run that was stopped before it saved anything
             (folder / "metrics.jsonl").unlink(missing_ok=True)
+    trainer.evaluations = world.tell(trainer.evaluations)
     faults: list[str] = []
     batches = training_batches(
         run.train,
@@ -194,11 +224,13 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
         skipped=faults.append,
     )
     try:
-        if resume and evaluation_is_due(run, trainer.step) and not world.tell(evaluated):
+        evaluated = [row["step"] for row in trainer.evaluations]
+        if resume and evaluation_is_due(run, trainer.step) and trainer.step not in evaluated:
             yield _evaluate(trainer, should_stop)  # it was stopped before or in this evaluation
         started = time.perf_counter()
         world.at(trainer.step + 1)
-        for images, targets in batches:
+        over = stopping.is_over(config.train, trainer.evaluations)
+        for images, targets in () if over else batches:
             waited = time.perf_counter() - started
             if config.data.skip_broken:
                 yield from _skipped(run, trainer.step + 1, faults, skipped)
@@ -217,6 +249,8 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
                 trainer.save()
             if evaluates:
                 yield _evaluate(trainer, should_stop)
+                if stopping.is_over(config.train, trainer.evaluations):
+                    break
             world.at(trainer.step + 1)
             started = time.perf_counter()
     finally:
@@ -242,7 +276,7 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
     """One optimiser step; the losses before it."""
     config: RunConfig = trainer.run.config
     world = trainer.run.world
-    rate = learning_rate(config.train, trainer.step)
+    rate = trainer.learning_rate
     set_learning_rate(trainer.optimizer, rate)
     torch.manual_seed(stream(config.train.seed, "model", trainer.step))  # of layers that draw, such as dropout
     trainer.rewind.keep()
@@ -270,40 +304,49 @@ def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
 
 def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
     """Metrics on the validation images; the best weights so far are kept."""
-    run = trainer.run
+    run, config, world = trainer.run, trainer.run.config, trainer.run.world
     assert run.val is not None
-    metrics, _ = evaluate(trainer.evaluated, run.config, run.val, run.device, should_stop=should_stop, world=run.world)
+    shared: dict[str, Any] = {"should_stop": should_stop, "world": world}
+    metrics, _ = evaluate(trainer.evaluated, config, run.val, run.device, **shared)
+    if metrics is not None and config.train.needs_validation_loss:
+        losses = validation_losses(trainer.evaluated, config, run.val, run.device, **shared)
+        metrics = None if losses is None else metrics | losses
+    trainer.set_training()
     if metrics is None:
         raise Interrupted(trainer.step)  # saved before the evaluation
     step = Step("evaluation", trainer.step, metrics)
-    if not run.world.is_first:
-        return step
-    if _score(metrics) > trainer.best or not (run.folder / "best.safetensors").exists():
-        trainer.best = _score(metrics)
-        trainer.write_weights("best.safetensors")
-    # After the weights: an evaluation that no row tells of is done again.
-    append_row(run.folder / "metrics.jsonl", step.row(), durable=True)
+    trainer.evaluations.append(step.row())
+    if world.is_first:
+        trainer.keep_best()
+        # After the weights: an evaluation that no row tells of is done again.
+        append_row(run.folder / "metrics.jsonl", step.row(), durable=True)
     return step
-
-
-def _score(metrics: dict[str, Any]) -> float:
-    """What the best weights are best in: panoptic quality, AP of keypoints, masks or boxes, the first that there is.
-
-    Of a region proposal network alone: recall.
-    """
-    keys = ("pq", "keypoint_ap", "mask_ap", "box_ap", "proposal_ar1000")
-    score = next((metrics[key] for key in keys if key in metrics), None)
-    return -math.inf if score is None else score
 
 
 def evaluation_is_due(run: Run, step: int) -> bool:
     """Whether the model is evaluated after this step."""
-    every = run.config.train.evaluate_every
-    return run.val is not None and (step == run.config.train.steps or (every is not None and step % every == 0))
+    config = run.config.train
+    if run.val is None:
+        return False
+    if step == config.steps:
+        return True
+    if config.evaluate_epochs is not None:
+        images = len(training_images(run.train, run.config.data)) * config.evaluate_epochs
+        return step * config.batch_size // images > (step - 1) * config.batch_size // images
+    return config.evaluate_every is not None and step % config.evaluate_every == 0
 
 
-def _was_evaluated(folder: Path, step: int) -> bool:
-    return any(row["kind"] == "evaluation" and row["step"] == step for row in read_rows(folder / "metrics.jsonl"))
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's evaluations, in order."""
+    return [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "evaluation"]
+
+
+def learning_parameters(run: Run) -> tuple[int, int]:
+    """How many parameters of a run's model learn, and of how many; a model without memory is enough for it."""
+    with torch.device("meta"):
+        model = build_model(run.config.model, len(run.train.classes))
+    layers.restrict(model, run.config.train.layers)
+    return layers.learning(model)
 
 
 def memory_mb(device: torch.device) -> float:
@@ -313,11 +356,10 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def _forget_rows_after(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drops the rows of steps that are about to be done again; the rows that stay."""
+def _forget_rows_after(path: Path, step: int) -> None:
+    """Drops the rows of steps that are about to be done again."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
     write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    return rows
 
 
 def _draw(folder: Path) -> None:

@@ -53,7 +53,8 @@ def loss_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
 
     Args:
         rows: of `metrics.jsonl`: {"kind": "train", "step", "loss", "loss_...": ...} and {"kind": "evaluation", "step",
-            "mask_ap", "mask_ap50", "box_ap", "box_ap50", "keypoint_ap", "keypoint_ap50"} or, of proposals,
+            "mask_ap", "mask_ap50", "box_ap", "box_ap50", "keypoint_ap", "keypoint_ap50"}, with "loss" of the
+            validation images where it was computed, or, of proposals,
             {..., "proposal_ar1000", "proposal_ar100"}; any of the values may be absent, None or not finite. Of rows of
             one kind and step, as a resumed run leaves them, the last counts.
         path: a .png; replaced whole or not at all.
@@ -65,7 +66,7 @@ def loss_curves(rows: list[dict[str, Any]], path: str | Path) -> None:
     end = max([row["step"] for row in (*training, *evaluations)], default=1)
     panels = []
     if training or not evaluations:
-        curves, broken = _losses(training)
+        curves, broken = _losses(training, evaluations)
         panels.append(_panel("Loss", "smoothed; grey: the total of each step", curves, end, _top(curves), broken))
     if evaluations:
         title, curves = "Average precision", _averages(evaluations, PRECISIONS)
@@ -90,7 +91,7 @@ def _series(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([math.nan if value is None else float(value) for value in values])
 
 
-def _losses(rows: Sequence[dict[str, Any]]) -> tuple[list[_Curve], np.ndarray]:
+def _losses(rows: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]]) -> tuple[list[_Curve], np.ndarray]:
     """The curves, the last on top, and the steps whose loss is not finite."""
     steps = np.array([row["step"] for row in rows], dtype=np.float64)
     found = {key for row in rows for key in row if key.startswith("loss_")}
@@ -103,6 +104,10 @@ def _losses(rows: Sequence[dict[str, Any]]) -> tuple[list[_Curve], np.ndarray]:
     broken = steps[[row.get("loss") is not None for row in rows] & ~np.isfinite(total)] if len(rows) else steps
     curves.append(_Curve("raw", steps, total, (196, 200, 207), width=1.2, named=False))
     curves.append(_Curve("total", steps, _smoothed(total), INK, width=3.2))
+    validation = _series(evaluations, "loss")
+    if np.isfinite(validation).any():
+        at = np.array([row["step"] for row in evaluations], dtype=np.float64)
+        curves.append(_Curve("validation", at, validation, HUES[len(terms) % len(HUES)], width=2.6, dots=True))
     return curves, broken
 
 

@@ -192,6 +192,28 @@ def test_repeats_are_gone_on_with_and_more_can_follow(mrcnn, trained, tmp_path):
     assert "no runs to go on with" in mrcnn("train", "--resume", trained, "--repeats", 2).error
 
 
+def test_training_that_is_enough_says_why_and_what_learnt(mrcnn, own_data):
+    settings = (*TINY, "train.steps=9", "train.evaluate_every=1", "train.patience=2", "train.least_gain=1.0")
+    layers = ("train.layers=heads", "train.learning_rate_images=4", "train.best_by=loss")
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", "here", *assignments(*settings, *layers))
+    assert outcome.status == 0, outcome.err
+    assert "rate     0.0005: 0.001 for 4 images, scaled to 2\n" in outcome.err
+    learning, total = re.search(r"^layers   heads: ([\d,]+) of ([\d,]+) parameters learn$", outcome.err, re.M).groups()
+    assert int(learning.replace(",", "")) < int(total.replace(",", ""))
+    message = r"^enough   loss has not become better in 2 evaluations \(train.patience\); the best is \d+\.\d+, after"
+    assert re.search(message, outcome.err, re.M)
+    assert train_steps(Path("here")) == [1, 2, 3]
+    again = mrcnn("train", "--resume", "here")
+    assert re.search(message, again.err, re.M)
+    assert "nothing left to do" not in again.err
+
+
+def test_another_batch_than_the_recipes_gets_a_hint_of_the_rate(mrcnn, own_data):
+    words = assignments(*TINY, "train.steps=1", "train.optimizer=sgd")
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--out", "here", *words)
+    assert "meant for 4 images, and 2 want 0.0005: --set train.learning_rate_images=4" in outcome.err
+
+
 def interrupt(arguments, ready):
     """The exit status and stderr of `mrcnn` in a process that gets a Ctrl-C, as from a terminal, once it is ready."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
