@@ -101,6 +101,8 @@ from mrcnn_cli.errors import UserError
     show_default="one run",
     help="Train with N seeds, from train.seed on, and report mean and spread.",
 )
+@click.option("--find-lr", is_flag=True, help="Find a learning rate (some hundred steps at most), and train nothing.")
+@click.option("--find-batch", is_flag=True, help="Find the largest batch that fits into memory, and train nothing.")
 @device_option
 @json_option
 def command(
@@ -114,6 +116,8 @@ def command(
     resume: Path | None,
     logs: tuple[str, ...],
     repeats: int | None,
+    find_lr: bool,
+    find_batch: bool,
     device: str,
     as_json: bool,
 ) -> int | None:
@@ -127,6 +131,8 @@ def command(
             "--resume takes recipe, data, weights and folder from the run: leave CONFIG, --data, --train, --val, "
             "--weights and --out out"
         )
+    if find_lr + find_batch + (repeats is not None or resume is not None) > 1:
+        raise click.UsageError("--find-lr and --find-batch stand alone: leave the other, --resume and --repeats out")
     if data is not None and (train_split or val_split):
         raise click.UsageError("--data names all splits: leave --train and --val out")
     overrides = [*_prepared_keys(data), *_data_keys("train", train_split), *_data_keys("val", val_split), *assignments]
@@ -174,6 +180,11 @@ def command(
     run = prepare(settings, folder, chosen)
     for warning in (*notes, *run.warnings, *(start.remarks(run) if not saved else ())):
         say_warning(warning)
+    if find_lr or find_batch:
+        from mrcnn_cli.commands.search import find_batch_size, find_learning_rate
+
+        (find_learning_rate if find_lr else find_batch_size)(run, as_json)
+        return None
     _say_header(run, recipe)
     if repeats is not None and group is not None:
         return _repeat(group, repeats_of(run, group, repeats), as_json)

@@ -234,7 +234,7 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
             waited = time.perf_counter() - started
             if config.data.skip_broken:
                 yield from _skipped(run, trainer.step + 1, faults, skipped)
-            values = _step(trainer, images.to(run.device), [target.to(run.device) for target in targets])
+            values = training_step(trainer, images.to(run.device), [target.to(run.device) for target in targets])
             seconds = time.perf_counter() - started
             values |= {"seconds": seconds, "data_seconds": waited, "memory_mb": memory_mb(run.device)}
             step = Step("train", trainer.step, values)
@@ -272,11 +272,11 @@ def _skipped(run: Run, step: int, faults: list[str], known: set[str]) -> Iterato
     faults.clear()
 
 
-def _step(trainer: Trainer, images: Any, targets: Any) -> dict[str, Any]:
-    """One optimiser step; the losses before it."""
+def training_step(trainer: Trainer, images: Any, targets: Any, rate: float | None = None) -> dict[str, Any]:
+    """One optimiser step, of the schedule's learning rate unless one is given; the losses before it."""
     config: RunConfig = trainer.run.config
     world = trainer.run.world
-    rate = trainer.learning_rate
+    rate = trainer.learning_rate if rate is None else rate
     set_learning_rate(trainer.optimizer, rate)
     torch.manual_seed(stream(config.train.seed, "model", trainer.step))  # of layers that draw, such as dropout
     trainer.rewind.keep()

@@ -311,3 +311,26 @@ def test_a_full_disk_loses_nothing_that_was_saved(mrcnn, trained, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert mrcnn("train", "--resume", "run", "--set", "train.steps=3").status == 0
     assert train_steps(folder) == [1, 2, 3]
+
+
+def test_a_learning_rate_is_found_and_nothing_is_left(mrcnn, own_data, tmp_path):
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--find-lr", "--json", *assignments(*TINY))
+    assert outcome.status == 0, outcome.err
+    trials = outcome.json["trials"]
+    assert outcome.json["learning_rate"] == pytest.approx(outcome.json["lowest_loss_at"] / 10)
+    assert [trial["learning_rate"] for trial in trials] == sorted(trial["learning_rate"] for trial in trials)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_batch_is_found_that_fits(mrcnn, own_data, tmp_path):
+    outcome = mrcnn("train", "nuclei_scratch", *own_data, "--find-batch", *assignments(*TINY))
+    assert outcome.status == 0, outcome.err
+    assert "take     --set train.batch_size=4 --set train.learning_rate_images=2" in outcome.err
+    assert re.search(r"^ +4 +\d+ MB +yes$", outcome.out, re.M)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_searches_stand_alone(mrcnn, trained):
+    assert mrcnn("train", "--resume", trained, "--find-lr").status == 2
+    assert mrcnn("train", "--find-batch", "--find-lr").status == 2
