@@ -8,12 +8,13 @@ forward pass more, about a third of a step.
 A step changes buffers (running statistics) once, in however many parts it is done: what stays is the last part's.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mrcnn_cli.data.loader import share
 from mrcnn_cli.engine.distributed import World
@@ -23,7 +24,13 @@ Part = tuple[ImageBatch, Sequence[Targets]]
 
 
 def losses_in_parts(
-    world: World, model: nn.Module, network: nn.Module, images: ImageBatch, targets: Sequence[Targets], parts: int
+    world: World,
+    model: nn.Module,
+    network: nn.Module,
+    images: ImageBatch,
+    targets: Sequence[Targets],
+    parts: int,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Iterator[dict[str, Tensor]]:
     """This process's share of the losses, part by part: to be propagated back before the next one is asked for.
 
@@ -36,21 +43,27 @@ def losses_in_parts(
         images: this process's share of a step.
         targets: one per image.
         parts: how many.
+        autocast: what the model computes in, see `numerics.autocast`.
     """
     images = images.padded(*world.largest(*images.pixels.shape[-2:]))
     if parts == 1:
-        yield network(images, targets, world.denominator)
+        with autocast():
+            losses = network(images, targets, world.denominator)
+        yield losses
         return
     batches = divided(images, targets, parts)
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    totals = _totals(world, model, batches)
+    with autocast():
+        totals = _totals(world, model, batches)
     for number, batch in enumerate(batches, start=1):
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-        waits = world.size > 1 and number < parts and hasattr(network, "no_sync")
-        with network.no_sync() if waits else nullcontext():
-            yield network(*batch, _replay(totals))
+        waits = number < parts and isinstance(network, DistributedDataParallel)
+        with network.no_sync() if waits else nullcontext():  # type: ignore[operator]  # attributes are untyped
+            with autocast():
+                losses = network(*batch, _replay(totals))
+            yield losses
 
 
 def divided(images: ImageBatch, targets: Sequence[Targets], parts: int) -> list[Part]:

@@ -195,7 +195,12 @@ def joined(
         return
     world = _join(device, seconds)
     assert world.watch is not None
-    world.watch.start(lambda message: world.speaks_first(message) and say(message))
+
+    def say_first(message: str) -> None:
+        if world.speaks_first(message):
+            say(message)
+
+    world.watch.start(say_first)
     try:
         yield world
     except UserError as error:

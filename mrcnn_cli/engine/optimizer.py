@@ -11,6 +11,7 @@ from torch import nn
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.engine.layers import factors
+from mrcnn_cli.engine.numerics import Precision
 
 
 class TrainConfig(Config):
@@ -19,6 +20,8 @@ class TrainConfig(Config):
     batch_size: int = Field(16, ge=1)  # images per step, over all processes and parts
     accumulate: int = Field(1, ge=1)  # parts that a step is done in, one after the other: less memory, more time
     seed: int = Field(0, ge=0)
+    deterministic: bool = True  # the same bits on every run, on a GPU too; the CPU has them anyway
+    precision: Precision = "float32"  # of convolutions and products in training; float16 with a scaler of gradients
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.02, gt=0)
     learning_rate_images: int | None = Field(None, ge=1)  # batch that it is meant for; scaled by batch_size over this

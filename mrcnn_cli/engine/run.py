@@ -197,6 +197,10 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
     warnings = [*train.warnings, *(val.warnings if val else []), *_keypoint_warnings(resolved, train), *pixel_warnings]
     warnings += _anchor_warnings(resolved, train)
     chosen = choose_device(local_device(world, device)) if isinstance(device, str) else device
+    if chosen.type == "cpu" and config.train.precision != "float32":
+        warnings.append(
+            f"train.precision = {config.train.precision} on a CPU: most CPUs are slower at it than at float32"
+        )
     check_shares(world, config.train.batch_size, config.train.accumulate)
     return Run(resolved, train, val, folder, chosen, tuple(warnings), world)
 

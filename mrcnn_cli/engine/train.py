@@ -5,6 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.loader import stream, training_batches, training_images
-from mrcnn_cli.engine import layers, start, stopping
+from mrcnn_cli.engine import layers, numerics, start, stopping
 from mrcnn_cli.engine.accumulation import losses_in_parts
 from mrcnn_cli.engine.checkpoint import step_of, write_weights
 from mrcnn_cli.engine.detective import Rewind
@@ -63,6 +64,7 @@ class Trainer:
 
     def __init__(self, run: Run, resume: bool = False):
         config = run.config
+        numerics.make_deterministic(config.train.deterministic, run.device)
         torch.manual_seed(config.train.seed)
         self.run = run
         self.model = build_model(config.model, len(run.train.classes))
@@ -74,6 +76,7 @@ class Trainer:
         self.set_training()
         self.network = run.world.parallel(self.model)
         self.optimizer = build_optimizer(config.train, self.model)
+        self.scaler = numerics.gradient_scaler(config.train.precision, run.device)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
         self.rewind = Rewind(self.model, run.device)
         self.step = 0
@@ -90,6 +93,10 @@ class Trainer:
         config = self.run.config.train
         return learning_rate(config, self.step, stopping.decays(config, self.evaluations))
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The recipe's precision, while it is entered."""
+        return numerics.autocast(self.run.config.train.precision, self.run.device)
+
     def set_training(self) -> None:
         """Training mode, but for the batch norms of layers that do not learn."""
         self.model.train()
@@ -100,7 +107,7 @@ class Trainer:
         """state.safetensors to go on from, last.safetensors to predict with."""
         run = self.run
         if run.world.is_first:
-            about = {"recipe": recipes.dumps(run.config)}
+            about = {"recipe": recipes.dumps(run.config), "scaler": json.dumps(self.scaler.state_dict())}
             write_state(run.folder, self.tensors(), about, self.step, run.config.train.keep_states)
             self.write_weights("last.safetensors")
 
@@ -154,6 +161,9 @@ class Trainer:
                 # The average of a run that had none so far begins with its weights.
                 self.average.model.load_state_dict(parts["average"] or parts["model"])
             self._restore_optimizer(parts["optimizer"])
+            scaler = json.loads(about.get("scaler", "{}"))
+            if scaler and self.scaler.is_enabled():  # else the precision is another one now
+                self.scaler.load_state_dict(scaler)
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{folder}: its state does not fit the recipe beside it ({reason}); train anew") from None
@@ -281,21 +291,28 @@ def training_step(trainer: Trainer, images: Any, targets: Any, rate: float | Non
     torch.manual_seed(stream(config.train.seed, "model", trainer.step))  # of layers that draw, such as dropout
     trainer.rewind.keep()
     trainer.optimizer.zero_grad(set_to_none=True)
-    parts = losses_in_parts(world, trainer.model, trainer.network, images, targets, config.train.accumulate)
+    accumulate = config.train.accumulate
+    parts = losses_in_parts(
+        world, trainer.model, trainer.network, images, targets, accumulate, autocast=trainer.autocast
+    )
     done: torch.Tensor | float = 0.0  # the sum of the parts' terms
     for losses in parts:
         terms = torch.stack(list(losses.values()))
         done = done + world.sum(terms.detach().clone())
-        (terms.sum() * world.size).backward()  # see World.parallel
+        trainer.scaler.scale(terms.sum() * world.size).backward()  # see World.parallel
     assert isinstance(done, torch.Tensor)
+    trainer.scaler.unscale_(trainer.optimizer)
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     *values, total, size = torch.stack([*done, done.sum(), norm.to(done)]).tolist()
-    if not all(map(math.isfinite, (*values, total, size))):
+    # A scaler whose gradients overflow leaves the step out and takes a smaller scale by itself.
+    checked = (*values, total) if trainer.scaler.is_enabled() else (*values, total, size)
+    if not all(map(math.isfinite, checked)):
         raise stop(trainer.run, trainer.model, trainer.rewind, trainer.tensors(), images, targets, trainer.step)
     if config.train.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trainer.model.parameters(), config.train.clip_norm, norm, foreach=True)
-    trainer.optimizer.step()
+    trainer.scaler.step(trainer.optimizer)
+    trainer.scaler.update()
     trainer.step += 1
     if trainer.average is not None:
         trainer.average.update(trainer.model, trainer.step)

@@ -281,7 +281,7 @@ def test_what_was_saved_before_is_untouched_and_can_be_gone_on_with(tmp_path, ti
     folder = tmp_path / "run"
     overrides = {**tiny, "train.steps": 4, "train.save_every": 2}
     steps = train(prepare(read_config(RECIPE, overrides), folder, "cpu"))
-    step = training._step
+    step = training.training_step
 
     def spoilt(trainer, images, targets):
         if trainer.step == 3:
