@@ -290,7 +290,7 @@ def test_what_was_saved_before_is_untouched_and_can_be_gone_on_with(tmp_path, ti
         return step(trainer, images, targets)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_step", spoilt)
+        patch.setattr(training, "training_step", spoilt)
         with pytest.raises(UserError, match="step 4: .*rpn.logits.weight was not finite"):
             list(steps)
     assert load(folder / "last.safetensors").step == 2
