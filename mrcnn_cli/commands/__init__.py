@@ -14,6 +14,7 @@ COMMANDS = {
     "weights": "mrcnn_cli.commands.weights",
     "config": "mrcnn_cli.commands.config",
     "doctor": "mrcnn_cli.commands.doctor",
+    "runs": "mrcnn_cli.commands.runs",
     "replay": "mrcnn_cli.commands.replay",
     "gradcheck": "mrcnn_cli.commands.gradcheck",
     "bench": "mrcnn_cli.commands.bench",

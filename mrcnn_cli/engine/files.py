@@ -1,8 +1,10 @@
 """Files of a run, written so that a crash or a full disk loses nothing."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,42 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 continue
     return rows
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """While this is open, the run in a folder is this process's: others see that, and cannot train it too.
+
+    The kernel keeps the claim, and drops it when the process ends in whichever way.
+
+    Raises:
+        UserError: another process has it.
+    """
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(place)
+        raise UserError(f"{folder}: another process trains this run; wait for it, or choose another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(place, fcntl.LOCK_UN)  # in forked processes too
+        os.close(place)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process trains the run in this folder."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(place)
+    return False

@@ -5,7 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mrcnn_cli.engine.checkpoint import step_of, write_weights
 from mrcnn_cli.engine.detective import Rewind
 from mrcnn_cli.engine.dump import stop
 from mrcnn_cli.engine.evaluate import evaluate, validation_losses
-from mrcnn_cli.engine.files import append_row, read_rows, write_bytes
+from mrcnn_cli.engine.files import append_row, claimed, make_folder, read_rows, write_bytes
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from mrcnn_cli.engine.pretrained import load_backbone
 from mrcnn_cli.engine.resume import read_state, write_state
@@ -206,6 +206,14 @@ def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lamb
             images.
         Interrupted: `should_stop` said so; everything is saved.
     """
+    if run.world.is_first:
+        make_folder(run.folder)
+    with claimed(run.folder) if run.world.is_first else nullcontext():
+        yield from _train(run, resume, should_stop)
+
+
+def _train(run: Run, resume: bool, should_stop: Callable[[], bool]) -> Iterator[Step]:
+    """`train`, in a folder that is this process's."""
     config, folder, world = run.config, run.folder, run.world
     trainer = Trainer(run, resume)
     if resume:
