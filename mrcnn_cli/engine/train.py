@@ -5,7 +5,7 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from mrcnn_cli.engine.detective import Rewind
 from mrcnn_cli.engine.dump import stop
 from mrcnn_cli.engine.evaluate import evaluate, validation_losses
 from mrcnn_cli.engine.files import append_row, claimed, make_folder, read_rows, write_bytes
+from mrcnn_cli.engine.gradients import FILE as GRADIENTS
+from mrcnn_cli.engine.gradients import add_histograms, draw_histograms
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from mrcnn_cli.engine.pretrained import load_backbone
 from mrcnn_cli.engine.resume import read_state, write_state
@@ -221,13 +223,15 @@ def _train(run: Run, resume: bool, should_stop: Callable[[], bool]) -> Iterator[
     skipped: set[str] = set()
     if world.is_first:
         if resume:
-            _forget_rows_after(folder / "metrics.jsonl", trainer.step)
+            for name in ("metrics.jsonl", GRADIENTS):
+                _forget_rows_after(folder / name, trainer.step)
             trainer.evaluations = evaluations(folder)
             rows = read_rows(folder / "metrics.jsonl")
             skipped = {row["fault"] for row in rows if row["kind"] == "skipped"}
         open_folder(run)
         if not resume:  # of a run that was stopped before it saved anything
             (folder / "metrics.jsonl").unlink(missing_ok=True)
+            (folder / GRADIENTS).unlink(missing_ok=True)
     trainer.evaluations = world.tell(trainer.evaluations)
     faults: list[str] = []
     batches = training_batches(
@@ -274,7 +278,8 @@ def _train(run: Run, resume: bool, should_stop: Callable[[], bool]) -> Iterator[
     finally:
         batches.close()
         if world.is_first:
-            _draw(folder)
+            with suppress(UserError):  # a picture for which there is no room must not hide what ended the training
+                _draw(folder)
     if run.val is None and world.is_first:
         trainer.write_weights("best.safetensors")
 
@@ -317,6 +322,8 @@ def training_step(trainer: Trainer, images: Any, targets: Any, rate: float | Non
     checked = (*values, total) if trainer.scaler.is_enabled() else (*values, total, size)
     if not all(map(math.isfinite, checked)):
         raise stop(trainer.run, trainer.model, trainer.rewind, trainer.tensors(), images, targets, trainer.step)
+    if world.is_first and config.train.histograms and (trainer.step + 1) % config.train.histograms == 0:
+        add_histograms(trainer.run.folder, trainer.step + 1, trainer.model.named_parameters())
     if config.train.clip_norm is not None:
         nn.utils.clip_grads_with_norm_(trainer.model.parameters(), config.train.clip_norm, norm, foreach=True)
     trainer.scaler.step(trainer.optimizer)
@@ -384,10 +391,12 @@ def memory_mb(device: torch.device) -> float:
 def _forget_rows_after(path: Path, step: int) -> None:
     """Drops the rows of steps that are about to be done again."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if path.exists():
+        write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def _draw(folder: Path) -> None:
     rows = read_rows(folder / "metrics.jsonl")
     if any(row["kind"] == "train" for row in rows):
         loss_curves(rows, folder / "losses.png")
+    draw_histograms(folder)

@@ -218,3 +218,26 @@ def test_a_run_does_not_overwrite_another(finished, tiny):
     folder, _ = finished
     with pytest.raises(UserError, match="holds a run already"):
         next(library.train(RECIPE, tiny, out=folder, device="cpu"))
+
+
+def test_a_disk_that_fills_while_saving_ends_training_and_the_run_goes_on_to_the_same_bits(
+    finished, tmp_path, prepared, monkeypatch
+):
+    folder, _ = finished
+    sync, there = os.fsync, []
+
+    def fills(descriptor):
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        there.append(name)
+        if len([name for name in there if "state" in name]) > 1:  # from the second state on nothing has room
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", fills)
+    with pytest.raises(UserError, match="state.safetensors: cannot be written: No space left on device; earlier files"):
+        list(train(prepared(tmp_path / "run")))
+    monkeypatch.undo()
+    assert not list((tmp_path / "run").glob(".*"))
+    list(train(prepared(tmp_path / "run"), resume=True))
+    for name in ("last.safetensors", "best.safetensors", "state.safetensors"):
+        assert digest(tmp_path / "run", name) == digest(folder, name)
