@@ -16,27 +16,25 @@ Row = dict[str, Any]  # of metrics.jsonl: "step" and the metrics
 METRICS = ("pq", "keypoint_ap", "mask_ap", "box_ap", "proposal_ar1000")
 
 
-def metric_of(config: TrainConfig, row: Row) -> str:
-    """The metric that counts (train.best_by).
-
-    Raises:
-        UserError: the evaluation has none of that name.
-    """
-    if config.best_by is None:
-        return next((key for key in METRICS if key in row), METRICS[-1])
-    if config.best_by not in row:
+def check_metric(config: TrainConfig, row: Row) -> None:
+    """UserError if an evaluation lacks the metric that counts."""
+    if config.best_by is not None and config.best_by not in row:
         known = ", ".join(key for key, value in row.items() if isinstance(value, float))
         raise UserError(
             f"train.best_by = {config.best_by!r}: no such metric of this model; it has {known}; "
             "go on with --resume and --set train.best_by=METRIC"
         )
-    return config.best_by
+
+
+def metric_of(config: TrainConfig, row: Row) -> str:
+    """The metric that counts (train.best_by)."""
+    return config.best_by or next((key for key in METRICS if key in row), METRICS[-1])
 
 
 def score(config: TrainConfig, row: Row) -> float:
     """How good an evaluation is, more being better: of a loss the negative; minus infinity where there is no value."""
     name = metric_of(config, row)
-    value = row.get(name)
+    value = row.get(name)  # may be missing where train.best_by was changed on the way
     if value is None or not math.isfinite(value):
         return -math.inf
     return -float(value) if name.startswith("loss") else float(value)

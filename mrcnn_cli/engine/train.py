@@ -347,6 +347,7 @@ def _evaluate(trainer: Trainer, should_stop: Callable[[], bool]) -> Step:
     if metrics is None:
         raise Interrupted(trainer.step)  # saved before the evaluation
     step = Step("evaluation", trainer.step, metrics)
+    stopping.check_metric(config.train, metrics)
     trainer.evaluations.append(step.row())
     if world.is_first:
         trainer.keep_best()

@@ -44,7 +44,14 @@ def test_the_best_is_the_highest_metric_the_lowest_loss_and_the_earlier_of_equal
 
 def test_an_unknown_metric_is_an_error_that_tells_the_known_ones():
     with pytest.raises(UserError, match=r"train.best_by = 'map': no such metric of this model; it has mask_ap"):
-        stopping.ranking(config(best_by="map"), rows(0.5))
+        stopping.check_metric(config(best_by="map"), rows(0.5)[0])
+
+
+def test_evaluations_of_before_the_metric_was_asked_for_are_behind_all_others(tmp_path, prepared):
+    list(train(prepared(tmp_path / "run", train__evaluate_every=2)))
+    more = {"train__evaluate_every": 2, "train__best_by": "loss", "train__steps": 6}
+    list(train(prepared(tmp_path / "run", **more), resume=True))
+    assert step_of(tmp_path / "run" / "best.safetensors") == 6
 
 
 @pytest.mark.parametrize(
