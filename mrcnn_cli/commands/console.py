@@ -207,22 +207,27 @@ class GracefulStop:
     """Ctrl-C as a question: while entered, the first one makes this true when called, the second one interrupts.
 
     Loader processes inherit the handler, so a first Ctrl-C, which a terminal sends to all of them, leaves them alive.
+
+    Args:
+        message: what a first Ctrl-C is answered with.
+        also: further signals that ask the same, without an answer.
     """
 
-    def __init__(self, message: str):
+    def __init__(self, message: str, also: Sequence[signal.Signals] = ()):
         self.asked = False
-        self.message = message
+        self.message, self.also = message, also
 
     def __call__(self) -> bool:
         return self.asked
 
     def __enter__(self) -> "GracefulStop":
         self.process = os.getpid()
-        self.previous = signal.signal(signal.SIGINT, self._handle)
+        self.previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, *self.also)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -231,7 +236,8 @@ class GracefulStop:
             raise KeyboardInterrupt
         self.asked = True
         # A handler may interrupt a print, and Python's streams cannot be entered twice: write past them.
-        os.write(2, f"\n{self.message}\n".encode())
+        if self.message and number == signal.SIGINT:
+            os.write(2, f"\n{self.message}\n".encode())
 
 
 def say(message: str) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -39,6 +41,7 @@ from mrcnn_cli.errors import UserError
         "mrcnn train nuclei --set train.steps=600 --out runs/longer",
         "mrcnn train --resume runs/longer",
         "mrcnn train --repeats 3 --out runs/three",
+        "mrcnn train mask_rcnn_r50_fpn_1x --processes 8 --restarts 2",
     ],
 )
 @click.argument("config", required=False)
@@ -103,6 +106,20 @@ from mrcnn_cli.errors import UserError
 )
 @click.option("--find-lr", is_flag=True, help="Find a learning rate (some hundred steps at most), and train nothing.")
 @click.option("--find-batch", is_flag=True, help="Find the largest batch that fits into memory, and train nothing.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="1, or as torchrun says",
+    help="Share each step's batch among N processes on this machine, one for each GPU.",
+)
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    help="Of several processes: start all again, from what was saved last, when one fails; at most N times.",
+)
 @device_option
 @json_option
 def command(
@@ -118,6 +135,8 @@ def command(
     repeats: int | None,
     find_lr: bool,
     find_batch: bool,
+    processes: int | None,
+    restarts: int,
     device: str,
     as_json: bool,
 ) -> int | None:
@@ -140,18 +159,79 @@ def command(
         overrides.append(f"train.log={_toml(logs)}")
     if weights is not None:
         overrides.append(f"train.weights={json.dumps(weights, ensure_ascii=False)}")
+    started = "RANK" in os.environ  # as one of several processes
+    if restarts and not processes and not started:
+        raise click.UsageError("--restarts starts processes again: give --processes N too")
+    if (processes or started) and (repeats or find_lr or find_batch):
+        raise click.UsageError("--repeats, --find-lr and --find-batch are for one process: leave --processes out")
+    wish = Wish(config, overrides, weights, out, resume, repeats, device)
+    if processes and not started:
+        return _launch(wish, processes, restarts, as_json)
 
-    from mrcnn_cli.engine import resume as going_on
+    from mrcnn_cli.config import loads, validate
     from mrcnn_cli.engine import start
+    from mrcnn_cli.engine.distributed import EndedByOther, joined
     from mrcnn_cli.engine.memory import keep_freed_memory
-    from mrcnn_cli.engine.optimizer import scaling_hint
-    from mrcnn_cli.engine.repeats import first_of, repeats_of
-    from mrcnn_cli.engine.run import choose_device, default_recipe, new_folder, prepare, read_config
+    from mrcnn_cli.engine.run import RunConfig, prepare
 
     keep_freed_memory()
-    chosen, notes = choose_device(device), []
+    try:
+        with joined(device, say_error) as world:
+            plan = world.tell(_plan(wish, say, world.restartable) if world.is_first else None)
+            settings = validate(RunConfig, loads(plan["config"]), plan["recipe"])
+            run = prepare(settings, Path(plan["folder"]), device, world)
+            if not world.is_first:
+                return _follow(run, plan["resume"])
+            for warning in (*plan["warnings"], *run.warnings, *(start.remarks(run) if not plan["resume"] else ())):
+                say_warning(warning)
+            if find_lr or find_batch:
+                from mrcnn_cli.commands.search import find_batch_size, find_learning_rate
+
+                (find_learning_rate if find_lr else find_batch_size)(run, as_json)
+                return None
+            _say_header(run, plan["recipe"])
+            if repeats is not None:
+                return _repeat(Path(plan["group"]), run, repeats, as_json)
+            status, report = _train(run, resume=plan["resume"])
+            if status is None:
+                _show(run, report, as_json)
+            return status
+    except EndedByOther:
+        return 1
+
+
+class Wish(NamedTuple):
+    """What was asked for on the command line."""
+
+    config: str | None
+    overrides: list[str]
+    weights: str | None
+    out: Path | None
+    resume: Path | None
+    repeats: int | None
+    device: str
+
+
+def _plan(wish: Wish, tell: Callable[[str], None], restartable: bool = False) -> dict[str, Any]:
+    """What is trained and where: recipe, config (as TOML), folder, group (of repeats), resume, and warnings."""
+    from mrcnn_cli.config import dumps
+    from mrcnn_cli.engine import resume as going_on
+    from mrcnn_cli.engine import start
+    from mrcnn_cli.engine.optimizer import scaling_hint
+    from mrcnn_cli.engine.run import choose_device, default_recipe, new_folder, read_config
+
+    config, overrides, weights, out, resume, repeats, device = wish
+    warnings: Sequence[str] = ()
+    if restartable and resume is None:  # the same command line is run again, and has to go on
+        if out is None:
+            raise UserError("processes that are started again go on in the same folder: name it with --out DIR")
+        if going_on.state_files(out):
+            resume, overrides = out, []
+            tell(f"{shown_path(out)} holds this run already: going on with it")
     group = resume
     if resume is not None and repeats is not None:
+        from mrcnn_cli.engine.repeats import first_of
+
         resume = first_of(resume)
     saved = resume is not None and going_on.can_resume(resume)
     if resume is not None:
@@ -160,45 +240,88 @@ def command(
         state = going_on.read_state(folder) if saved else None
         settings, changes = going_on.changed_recipe(folder, state, overrides)
         for change in changes:
-            say(f"changed: {change}")
+            tell(f"changed: {change}")
         if state is None:
-            say(f"{folder}: nothing was saved yet; starting from step 0")
+            tell(f"{folder}: nothing was saved yet; starting from step 0")
         else:
-            notes = going_on.remarks(folder, state, chosen)
-        del state  # as much memory as the training itself
+            warnings = going_on.remarks(folder, state, choose_device(device))
     else:
         own_data = any(text.startswith("data.train.") for text in overrides)
         recipe, reason = (config, "") if config else (weights, "its own") if weights else default_recipe(own_data)
         folder = group = new_folder(recipe, out)
         if not config:
-            say(f"no recipe named: taking {recipe}, {reason}")
+            tell(f"no recipe named: taking {recipe}, {reason}")
         of_weights = weights is not None and not config
         settings = start.recipe_of(recipe, overrides) if of_weights else read_config(recipe, overrides)
         hint = None if of_weights else scaling_hint(read_config(recipe).train, settings.train)
         if hint is not None:
-            say(hint)
-    run = prepare(settings, folder, chosen)
-    for warning in (*notes, *run.warnings, *(start.remarks(run) if not saved else ())):
-        say_warning(warning)
-    if find_lr or find_batch:
-        from mrcnn_cli.commands.search import find_batch_size, find_learning_rate
+            tell(hint)
+    return {
+        "recipe": recipe,
+        "config": dumps(settings),
+        "folder": str(folder),
+        "group": str(group),
+        "resume": saved,
+        "warnings": list(warnings),
+    }
 
-        (find_learning_rate if find_lr else find_batch_size)(run, as_json)
-        return None
-    _say_header(run, recipe)
-    if repeats is not None and group is not None:
-        return _repeat(group, repeats_of(run, group, repeats), as_json)
-    status, report = _train(run, resume=saved)
-    if status is None:
-        _show(run, report, as_json)
+
+def _launch(wish: Wish, processes: int, restarts: int, as_json: bool) -> int:
+    """Runs the same command in several processes; the exit status."""
+    from mrcnn_cli.engine.launcher import launch
+    from mrcnn_cli.engine.resume import state_files
+
+    plan = _plan(wish, lambda line: None)  # mistakes end it here, and the folder is the same for all
+    folder = Path(plan["folder"])
+    words = ["train", "--device", wish.device]
+    words += ["--resume", str(folder)] if wish.resume is not None else ["--out", str(folder)]
+    words += [wish.config] if wish.config is not None else []
+    words += ["--weights", wish.weights] if wish.weights is not None else []
+    words += [word for text in wish.overrides if not text.startswith("train.weights=") for word in ("--set", text)]
+    words += ["--json"] * as_json + ["--debug"] * bool(click.get_current_context().find_root().meta.get("debug"))
+    status = launch(words, processes, restarts, folder, say_error)
+    if status not in (0, INTERRUPTED) and state_files(folder):
+        say(f"go on with: mrcnn train --resume {typed_path(folder)} --processes {processes}")
     return status
 
 
-def _repeat(group: Path, runs: list[Any], as_json: bool) -> int | None:
-    """Trains one after the other, passing over what is done, and sums up; the exit status."""
-    from mrcnn_cli.engine.repeats import summary, write_summary
+def _follow(run: Any, resume: bool) -> int | None:
+    """The part of each process but the first: it works and is silent; the exit status."""
+    from mrcnn_cli.engine.train import Interrupted
+
+    stop = GracefulStop("", (signal.SIGTERM,))
+    try:
+        with stop:
+            for _ in _steps(run, resume, stop):
+                pass
+    except (Interrupted, KeyboardInterrupt):
+        return INTERRUPTED
+    return None
+
+
+def _steps(run: Any, resume: bool, stop: GracefulStop) -> Iterator[Any]:
+    import torch
+
+    from mrcnn_cli.engine.train import train
+
+    done = 0
+    try:
+        for step in train(run, resume=resume, should_stop=stop):
+            done = step.step
+            yield step
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"--device {run.device}: out of memory at step {done + 1}; take a smaller train.batch_size "
+            f"(now {run.config.train.batch_size}), do it in parts (train.accumulate) or take smaller images"
+        ) from None
+
+
+def _repeat(group: Path, run: Any, repeats: int, as_json: bool) -> int | None:
+    """Trains with one seed after the other, passing over what is done, and sums up; the exit status."""
+    from mrcnn_cli.engine.repeats import repeats_of, summary, write_summary
     from mrcnn_cli.engine.resume import state_files
 
+    runs = repeats_of(run, group, repeats)
     for number, run in enumerate(runs, 1):
         say(f"repeat   {number} of {len(runs)}: {shown_path(run.folder)}")
         status, _ = _train(run, resume=bool(state_files(run.folder)))
@@ -219,12 +342,10 @@ def _repeat(group: Path, runs: list[Any], as_json: bool) -> int | None:
 
 def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
     """Trains and shows; the exit status where it was stopped, and what there is to report."""
-    import torch
-
     from mrcnn_cli.engine import stopping
     from mrcnn_cli.engine.logs import logged
     from mrcnn_cli.engine.resume import state_files
-    from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, evaluations, train
+    from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, evaluations
 
     config = run.config.train
     resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}"
@@ -232,10 +353,11 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
     metrics: dict[str, Any] | None = None
     done, memory, skipped = 0, 0.0, 0
 
-    stop = GracefulStop("stopping after this step; Ctrl-C again stops at once and loses what is not saved")
+    message = "stopping after this step; Ctrl-C again stops at once and loses what is not saved"
+    stop = GracefulStop(message, (signal.SIGTERM,) if run.world.size > 1 else ())
     try:
         with stop, TrainingScreen(config.steps, lambda step: evaluation_is_due(run, step), config.batch_size) as screen:
-            for step in logged(run, train(run, resume=resume, should_stop=stop)):
+            for step in logged(run, _steps(run, resume, stop)):
                 screen.update(step)
                 if step.kind == "skipped":
                     skipped = step.values["count"]
@@ -252,11 +374,6 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
         saved = bool(state_files(run.folder))
         say_error(f"interrupted at step {done}; {resume_line}" if saved else "interrupted, before anything was saved")
         return INTERRUPTED, {}
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"--device {run.device}: out of memory at step {done + 1}; take a smaller train.batch_size "
-            f"(now {config.batch_size}) or smaller images"
-        ) from None
     seconds = time.monotonic() - began
     if stopping.is_over(config, evaluations(run.folder)):
         say(f"enough   {stopping.verdict(config, evaluations(run.folder))}")
@@ -343,7 +460,8 @@ def _say_header(run: Any, recipe: str) -> None:
 
         learning, total = learning_parameters(run)
         say(f"layers   {config.train.layers}: {learning:,} of {total:,} parameters learn")
-    say(f"device   {run.device}")
+    shared = f", {run.world.size} processes" if run.world.size > 1 else ""
+    say(f"device   {run.device}{shared}")
     say(f"folder   {shown_path(run.folder)}")
 
 

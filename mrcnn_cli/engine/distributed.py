@@ -8,7 +8,11 @@ comes from another process is unpickled. The first one, of rank 0, alone reads a
 import hashlib
 import json
 import os
+import signal
 import socket
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,7 +45,7 @@ class World:
         rank: 0..size - 1.
         size: how many there are.
         local_rank: the rank among those of this machine: the number of its GPU.
-        restarts: how often all were started again after one had failed.
+        restartable: whether all are started again when one fails.
         store: what they have met in; None of one alone.
         watch: over the others; None of one alone.
     """
@@ -49,7 +53,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    restarts: int = 0
+    restartable: bool = False
     store: Any = None
     watch: Watch | None = None
 
@@ -146,23 +150,16 @@ class World:
                 "norm = sync_batch_norm: PyTorch exchanges the statistics of batches between GPUs alone; on CPUs take "
                 "group_norm or frozen_batch_norm"
             )
-        # All parameters are used in each step. But without this PyTorch regroups the gradients after the first one,
-        # and then a run that goes on adds them up in another order than the one that was never stopped.
-        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
-
-    def once(self, name: str, make: Callable[[], str]) -> str:
-        """A text that the first process makes once, and that is still the same after a restart."""
-        if self.store is None:
-            return make()
-        if self.is_first and not self.store.check([name]):
-            self.store.set(name, make())
-        return self.store.get(name).decode()
+        network = DistributedDataParallel(_Shared(model), broadcast_buffers=False)
+        network().backward()
+        model.zero_grad(set_to_none=True)
+        return network
 
     def speaks_first(self, message: str) -> bool:
         """Whether no other process has said this yet."""
         if self.store is None:
             return True
-        key = f"said/{self.restarts}/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
+        key = f"said/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
         try:
             return self.store.add(key, 1) == 1
         except RuntimeError:
@@ -170,6 +167,23 @@ class World:
 
 
 ALONE = World()
+
+
+class _Shared(nn.Module):
+    """A model as it is given to PyTorch, which groups gradients anew in the order in which the first step gives them.
+
+    So a run that goes on would add them up in another order than the one that was never stopped, and end in other bits.
+    The first step is therefore this one without images: its order is always the weights' own, the last ones first.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Any) -> Any:
+        if batch:
+            return self.model(*batch)
+        return torch.stack([0.0 * weight.sum() for weight in self.model.parameters() if weight.requires_grad]).sum()
 
 
 @contextmanager
@@ -210,6 +224,8 @@ def joined(
         where = f"rank {world.rank}, step {world.watch.step}: " if world.size > 1 and world.watch.step else ""
         raise UserError(f"{where}{error}") from None
     except RuntimeError as error:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher sends it at once, before it is known who is lost
         lost = world.watch.explain() if world.size > 1 else None
         if lost is None:
             world.watch.failed()
@@ -243,13 +259,13 @@ def _join(device: str, seconds: float) -> World:
                 "each GPU"
             )
         torch.cuda.set_device(local_rank)
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
-        watch = Watch(connect(host, port, f"watch/{restarts}"), rank, size, socket.gethostname())
+        start = _start_name(store, rank, seconds)
+        watch = Watch(connect(host, port, f"{start}/watch"), rank, size, socket.gethostname())
         backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=EXCHANGE_TIME
+            backend, store=dist.PrefixStore(f"{start}/group", store), rank=rank, world_size=size, timeout=EXCHANGE_TIME
         )
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -261,7 +277,27 @@ def _join(device: str, seconds: float) -> World:
             f"{host}:{port}: rank {rank} of {size} did not meet the others within {seconds:g} s; see that all "
             f"are started, with the same address, and that they reach it (MASTER_ADDR, MASTER_PORT): {reason}"
         ) from None
-    return World(rank, size, local_rank, restarts, store=connect(host, port, "run"), watch=watch)
+    restartable = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    return World(rank, size, local_rank, restartable, connect(host, port, f"{start}/run"), watch)
+
+
+def _start_name(store: Any, rank: int, seconds: float) -> str:
+    """A name for this start of all processes, chosen by the first one.
+
+    After an elastic restart the store still holds what the processes before have left there, this name among it: so
+    each waits for another one than the last that it has seen.
+    """
+    seen = f"start/{rank}"
+    before = store.get(seen) if store.check([seen]) else b""
+    if rank == 0:
+        store.set("start", uuid.uuid4().hex)
+    deadline = time.monotonic() + seconds
+    while (name := store.get("start")) == before:
+        if time.monotonic() > deadline:
+            raise RuntimeError("the process of rank 0 is missing")
+        time.sleep(0.1)
+    store.set(seen, name)
+    return name.decode()
 
 
 def local_device(world: World, device: str) -> str:

@@ -10,6 +10,7 @@ from mrcnn_cli.engine import predict as prediction
 from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import Checkpoint
 from mrcnn_cli.engine.checkpoint import load as load_checkpoint
+from mrcnn_cli.engine.distributed import joined
 from mrcnn_cli.engine.logs import logged
 from mrcnn_cli.engine.run import choose_device, new_folder, prepare, read_config
 from mrcnn_cli.structures import Detections
@@ -22,7 +23,7 @@ def train(
     out: str | Path | None = None,
     device: str = "auto",
 ) -> Iterator[training.Step]:
-    """The steps of a training run, as they are done.
+    """The steps of a training run, as they are done; in a script that torchrun starts, in each process.
 
     Args:
         recipe: a shipped recipe's name or a TOML file.
@@ -33,10 +34,12 @@ def train(
     Raises:
         UserError: a faulty recipe or faulty data, before the first step; see `engine.train.train` for later ones.
     """
-    config = read_config(recipe, overrides)
-    folder = new_folder(str(recipe), Path(out) if out is not None else None)
-    run = prepare(config, folder, device)
-    yield from logged(run, training.train(run))
+    with joined(device) as world:
+        config = read_config(recipe, overrides)
+        folder = str(new_folder(str(recipe), Path(out) if out is not None else None)) if world.is_first else ""
+        run = prepare(config, Path(world.tell(folder)), device, world)
+        steps = training.train(run)
+        yield from logged(run, steps) if world.is_first else steps
 
 
 def load(path: str | Path, device: str = "auto") -> Checkpoint:

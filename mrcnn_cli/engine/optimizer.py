@@ -48,9 +48,7 @@ class TrainConfig(Config):
     keep_best: int = Field(1, ge=1)  # how many of the best weights; the next ones as best-<step>.safetensors
     patience: int | None = Field(None, ge=1)  # evaluations without a gain after which training ends
     least_gain: float = Field(0.0, ge=0)  # what counts as one, in the metric's units; 0: any
-    histograms: int | None = Field(
-        None, ge=1
-    )  # steps between rows of gradients.jsonl, one per layer; None: no
+    histograms: int | None = Field(None, ge=1)  # steps between rows of gradients.jsonl, one per layer; None: no
     log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # beside metrics.jsonl; see engine/logs.py
 
     @model_validator(mode="after")
