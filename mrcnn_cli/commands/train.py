@@ -280,7 +280,7 @@ def _launch(wish: Wish, processes: int, restarts: int, as_json: bool) -> int:
     words += [word for text in wish.overrides if not text.startswith("train.weights=") for word in ("--set", text)]
     words += ["--json"] * as_json + ["--debug"] * bool(click.get_current_context().find_root().meta.get("debug"))
     status = launch(words, processes, restarts, folder, say_error)
-    if status not in (0, INTERRUPTED) and state_files(folder):
+    if status == 1 and state_files(folder):
         say(f"go on with: mrcnn train --resume {typed_path(folder)} --processes {processes}")
     return status
 
@@ -348,7 +348,8 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
     from mrcnn_cli.engine.train import Interrupted, evaluation_is_due, evaluations
 
     config = run.config.train
-    resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}"
+    shared = f" --processes {run.world.size}" if run.world.size > 1 else ""
+    resume_line = f"go on with: mrcnn train --resume {typed_path(run.folder)}{shared}"
     began = time.monotonic()
     metrics: dict[str, Any] | None = None
     done, memory, skipped = 0, 0.0, 0

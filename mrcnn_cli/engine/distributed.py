@@ -157,7 +157,7 @@ class World:
 
     def speaks_first(self, message: str) -> bool:
         """Whether no other process has said this yet."""
-        if self.store is None:
+        if self.store is None or self.watch is None or self.watch.broken is not None:
             return True
         key = f"said/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
         try:

@@ -29,8 +29,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, run: Path, s
         run: the folder that they write to.
         say: shows a person a line on what happened to a process that could not say it itself.
     """
-    # What a process ends with is said by itself, or below.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # what a process ends with is said by itself, or below
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(cores // processes, 1)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
@@ -50,7 +49,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, run: Path, s
         except ChildFailedError as error:
             for rank, failure in sorted(error.failures.items()):
                 if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
-                    hint = ", most likely for want of memory" if failure.exitcode == -signal.SIGKILL else ""
+                    hint = " (as the system does where memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
                     done = max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
                     say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name} after step {done}{hint}")
             codes = {failure.exitcode for failure in error.failures.values()}

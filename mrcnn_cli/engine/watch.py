@@ -16,7 +16,8 @@ from typing import Any
 import torch.distributed as dist
 
 BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 30.0  # after which a process is taken for lost
+SILENCE_SECONDS = 20.0  # after which a process is taken for lost
+SETUP_SECONDS = 600.0  # the same before the first step: while it reads a large file a process gives no sign
 QUICK_SECONDS = 6.0  # the same, where an exchange with another one has failed already
 ANSWER_SECONDS = 15.0  # of the store
 DONE, FAILED = "done", "failed"
@@ -46,7 +47,7 @@ class Watch:
         self.count = 0
         self.status = ""
         self.seen: dict[int, tuple[str, int]] = {}  # rank -> its last mark, and how often it was looked at in vain
-        self.answered = time.monotonic()
+        self.broken: float | None = None  # since when the store does not answer; it never does again
         self.ended = threading.Event()
         self.thread: threading.Thread | None = None
         self._mark()  # all have one once the processes have met
@@ -79,7 +80,7 @@ class Watch:
         while time.monotonic() < deadline:
             if any(mark.startswith(FAILED) for mark, _ in self.seen.values()):
                 return ""
-            lost = self._lost(QUICK_SECONDS)
+            lost = self._lost(QUICK_SECONDS, QUICK_SECONDS)
             if lost is not None:
                 return lost
             time.sleep(BEAT_SECONDS / 4)
@@ -87,12 +88,13 @@ class Watch:
 
     def _run(self, say: Callable[[str], Any]) -> None:
         while not self.ended.wait(BEAT_SECONDS):
-            try:
-                self._mark()
-                self._look()
-            except RuntimeError:
-                pass  # the store does not answer, see `_lost`
-            lost = self._lost(SILENCE_SECONDS)
+            if self.broken is None:
+                try:
+                    self._mark()
+                    self._look()
+                except RuntimeError:
+                    self.broken = time.monotonic()
+            lost = self._lost(SILENCE_SECONDS, SETUP_SECONDS)
             if lost is not None and not self.ended.is_set():
                 say(lost)
                 os._exit(1)
@@ -104,19 +106,20 @@ class Watch:
     def _look(self) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
         marks = [mark.decode() for mark in self.store.multi_get([str(rank) for rank in others])] if others else []
-        self.answered = time.monotonic()
         for rank, mark in zip(others, marks, strict=True):
             before, looks = self.seen.get(rank, ("", 0))
             self.seen[rank] = (mark, looks + 1 if mark == before else 0)
 
-    def _lost(self, seconds: float) -> str | None:
+    def _lost(self, seconds: float, setup_seconds: float) -> str | None:
         """Who has not been heard of for so long, in words."""
         at = f"step {self.step}: " if self.step else ""
-        if time.monotonic() - self.answered > max(seconds, ANSWER_SECONDS):
+        # A while later, for where all has ended well the first process may be gone before this one has noticed.
+        if self.broken is not None and time.monotonic() - self.broken > QUICK_SECONDS:
             return f"{at}rank {self.rank} on {self.host} no longer reaches the process that the run was started by"
         for rank, (mark, looks) in self.seen.items():
-            status, _, _, host = mark.split(" ", 3)
+            status, _, step, host = mark.split(" ", 3)
+            patience = seconds if int(step) else setup_seconds
             # Counted in looks, for time passes too while all are suspended, or the store does not answer.
-            if not status and looks * BEAT_SECONDS >= seconds:
+            if not status and looks * BEAT_SECONDS >= patience:
                 return f"{at}rank {rank} on {host} is lost: no sign of it for {looks * BEAT_SECONDS:.0f} s"
         return None
