@@ -219,9 +219,13 @@ def joined(
         yield world
     except UserError as error:
         world.watch.failed()
+        if not world.is_first:
+            time.sleep(1)  # what all meet alike is the first one's to say
         if not world.speaks_first(str(error)):
             raise EndedByOther from None
         where = f"rank {world.rank}, step {world.watch.step}: " if world.size > 1 and world.watch.step else ""
+        if world.is_first and str(error).startswith("step "):
+            where = ""
         raise UserError(f"{where}{error}") from None
     except RuntimeError as error:
         if threading.current_thread() is threading.main_thread():
@@ -260,6 +264,8 @@ def _join(device: str, seconds: float) -> World:
             )
         torch.cuda.set_device(local_rank)
     try:
+        if rank > 0:
+            _wait_for(host, port, seconds)
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
         start = _start_name(store, rank, seconds)
         watch = Watch(connect(host, port, f"{start}/watch"), rank, size, socket.gethostname())
@@ -267,7 +273,7 @@ def _join(device: str, seconds: float) -> World:
         dist.init_process_group(
             backend, store=dist.PrefixStore(f"{start}/group", store), rank=rank, world_size=size, timeout=EXCHANGE_TIME
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in reason:
             raise UserError(
@@ -279,6 +285,19 @@ def _join(device: str, seconds: float) -> World:
         ) from None
     restartable = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
     return World(rank, size, local_rank, restartable, connect(host, port, f"{start}/run"), watch)
+
+
+def _wait_for(host: str, port: int, seconds: float) -> None:
+    """Returns once somebody listens there; PyTorch's own attempts fill the screen when they fail."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _start_name(store: Any, rank: int, seconds: float) -> str:
