@@ -5,16 +5,18 @@ They exchange tensors by gloo on CPUs and by NCCL between GPUs, everything else 
 comes from another process is unpickled. The first one, of rank 0, alone reads a run's folder, writes and speaks.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -31,6 +33,7 @@ from mrcnn_cli.structures import at_least_one
 JOIN_SECONDS = 120.0  # until all processes have met
 # For one exchange: as long as the first process may take for an evaluation. Who is lost is noticed by the `Watch`.
 EXCHANGE_TIME = timedelta(hours=12)
+SIOCGIFADDR = 0x8915  # from <linux/sockios.h>: the address of an interface
 
 
 class EndedByOther(Exception):
@@ -157,7 +160,7 @@ class World:
 
     def speaks_first(self, message: str) -> bool:
         """Whether no other process has said this yet."""
-        if self.store is None or self.watch is None or self.watch.broken is not None:
+        if self.store is None or self.watch is None or not self.watch.is_answered:
             return True
         key = f"said/{hashlib.blake2b(message.encode(), digest_size=8).hexdigest()}"
         try:
@@ -207,14 +210,8 @@ def joined(
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
-    world = _join(device, seconds)
+    world = _join(device, say, seconds)
     assert world.watch is not None
-
-    def say_first(message: str) -> None:
-        if world.speaks_first(message):
-            say(message)
-
-    world.watch.start(say_first)
     try:
         yield world
     except UserError as error:
@@ -246,7 +243,8 @@ def joined(
     dist.destroy_process_group()
 
 
-def _join(device: str, seconds: float) -> World:
+def _join(device: str, say: Callable[[str], None], seconds: float) -> World:
+    """This process's world, once all have met, and its watch set."""
     try:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -263,17 +261,25 @@ def _join(device: str, seconds: float) -> World:
                 "each GPU"
             )
         torch.cuda.set_device(local_rank)
+    watch: Watch | None = None
     try:
         if rank > 0:
             _wait_for(host, port, seconds)
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=seconds)))
         start = _start_name(store, rank, seconds)
         watch = Watch(connect(host, port, f"{start}/watch"), rank, size, socket.gethostname())
+        restartable = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+        world = World(rank, size, local_rank, restartable, connect(host, port, f"{start}/run"), watch)
+        watch.start(lambda message: say(message) if world.speaks_first(message) else None)
+        _choose_interface(host)
         backend = "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
         dist.init_process_group(
             backend, store=dist.PrefixStore(f"{start}/group", store), rank=rank, world_size=size, timeout=EXCHANGE_TIME
         )
     except (RuntimeError, ValueError, OSError) as error:
+        if watch is not None:
+            watch.failed()
+            watch.finish()
         reason = str(error).splitlines()[0]
         if "EADDRINUSE" in reason:
             raise UserError(
@@ -283,8 +289,29 @@ def _join(device: str, seconds: float) -> World:
             f"{host}:{port}: rank {rank} of {size} did not meet the others within {seconds:g} s; see that all "
             f"are started, with the same address, and that they reach it (MASTER_ADDR, MASTER_PORT): {reason}"
         ) from None
-    restartable = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
-    return World(rank, size, local_rank, restartable, connect(host, port, f"{start}/run"), watch)
+    return world
+
+
+def _choose_interface(host: str) -> None:
+    """Lets gloo use the network interface that leads to the master, unless a person has chosen one.
+
+    By itself it takes the address that this machine's name has, which for many machines is 127.0.0.1.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing
+            mine = socket.inet_aton(probe.getsockname()[0])
+            together = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+            if mine[0] == 127 and not together:
+                return
+            for _, name in socket.if_nameindex():
+                with suppress(OSError):  # an interface without an address
+                    found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()))
+                    if found[20:24] == mine:
+                        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+                        return
+    except OSError:
+        pass  # as with IPv6 alone: gloo chooses
 
 
 def _wait_for(host: str, port: int, seconds: float) -> None:

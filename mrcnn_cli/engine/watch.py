@@ -19,7 +19,7 @@ BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 20.0  # after which a process is taken for lost
 SETUP_SECONDS = 600.0  # the same before the first step: while it reads a large file a process gives no sign
 QUICK_SECONDS = 6.0  # the same, where an exchange with another one has failed already
-ANSWER_SECONDS = 15.0  # of the store
+ANSWER_SECONDS = 15.0  # until a connection to the store is there
 DONE, FAILED = "done", "failed"
 
 
@@ -47,10 +47,10 @@ class Watch:
         self.count = 0
         self.status = ""
         self.seen: dict[int, tuple[str, int]] = {}  # rank -> its last mark, and how often it was looked at in vain
-        self.broken: float | None = None  # since when the store does not answer; it never does again
+        self.unanswered = 0  # beats since the store has answered
         self.ended = threading.Event()
-        self.thread: threading.Thread | None = None
-        self._mark()  # all have one once the processes have met
+        self.talking = threading.Thread(target=self._talk, daemon=True)
+        self._mark()
 
     def start(self, say: Callable[[str], Any]) -> None:
         """Begin to watch.
@@ -58,8 +58,13 @@ class Watch:
         Args:
             say: shows a person why the process ends, right before it does.
         """
-        self.thread = threading.Thread(target=self._run, args=(say,), daemon=True)
-        self.thread.start()
+        self.talking.start()
+        threading.Thread(target=self._judge, args=(say,), daemon=True).start()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the store answers."""
+        return self.unanswered * BEAT_SECONDS < QUICK_SECONDS / 2
 
     def failed(self) -> None:
         """This process ends by an error that it says itself."""
@@ -69,10 +74,10 @@ class Watch:
         """No one has to wait for this process any more."""
         self.status = self.status or DONE
         self.ended.set()
-        if self.thread is not None:
-            self.thread.join(2 * ANSWER_SECONDS)
-        with suppress(RuntimeError):  # where nobody is left to read it
-            self._mark()
+        self.talking.join(QUICK_SECONDS)
+        if not self.talking.is_alive():  # else it waits for an answer, and nobody can talk but it
+            with suppress(RuntimeError):  # where nobody is left to read it
+                self._mark()
 
     def explain(self) -> str | None:
         """Why an exchange has failed: which process is lost, "" where one failed that says so itself, None: neither."""
@@ -86,17 +91,25 @@ class Watch:
             time.sleep(BEAT_SECONDS / 4)
         return None
 
-    def _run(self, say: Callable[[str], Any]) -> None:
+    def _talk(self) -> None:
+        """Marks and looks, until the store has gone: a connection that has broken, or waits for ever, stays so."""
+        with suppress(RuntimeError):
+            while not self.ended.wait(BEAT_SECONDS):
+                self._mark()
+                self._look()
+                self.unanswered = 0
+
+    def _judge(self, say: Callable[[str], Any]) -> None:
         while not self.ended.wait(BEAT_SECONDS):
-            if self.broken is None:
-                try:
-                    self._mark()
-                    self._look()
-                except RuntimeError:
-                    self.broken = time.monotonic()
+            self.unanswered += 1
             lost = self._lost(SILENCE_SECONDS, SETUP_SECONDS)
-            if lost is not None and not self.ended.is_set():
-                say(lost)
+            failed = any(
+                mark.startswith(FAILED) and looks * BEAT_SECONDS >= SILENCE_SECONDS
+                for mark, looks in self.seen.values()
+            )
+            if (lost or failed) and not self.ended.is_set():
+                if lost:  # one that failed has said why
+                    say(lost)
                 os._exit(1)
 
     def _mark(self) -> None:
@@ -105,21 +118,21 @@ class Watch:
 
     def _look(self) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]
-        marks = [mark.decode() for mark in self.store.multi_get([str(rank) for rank in others])] if others else []
-        for rank, mark in zip(others, marks, strict=True):
+        come = [rank for rank in others if rank in self.seen or self.store.check([str(rank)])]
+        marks = [mark.decode() for mark in self.store.multi_get([str(rank) for rank in come])] if come else []
+        for rank, mark in zip(come, marks, strict=True):
             before, looks = self.seen.get(rank, ("", 0))
             self.seen[rank] = (mark, looks + 1 if mark == before else 0)
 
     def _lost(self, seconds: float, setup_seconds: float) -> str | None:
         """Who has not been heard of for so long, in words."""
         at = f"step {self.step}: " if self.step else ""
-        # A while later, for where all has ended well the first process may be gone before this one has noticed.
-        if self.broken is not None and time.monotonic() - self.broken > QUICK_SECONDS:
+        if self.unanswered * BEAT_SECONDS >= seconds:
             return f"{at}rank {self.rank} on {self.host} no longer reaches the process that the run was started by"
         for rank, (mark, looks) in self.seen.items():
             status, _, step, host = mark.split(" ", 3)
             patience = seconds if int(step) else setup_seconds
-            # Counted in looks, for time passes too while all are suspended, or the store does not answer.
+            # Counted in looks, for time passes too while all are suspended or the store does not answer.
             if not status and looks * BEAT_SECONDS >= patience:
                 return f"{at}rank {rank} on {host} is lost: no sign of it for {looks * BEAT_SECONDS:.0f} s"
         return None
