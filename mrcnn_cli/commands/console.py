@@ -232,7 +232,7 @@ class GracefulStop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             return
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
         # A handler may interrupt a print, and Python's streams cannot be entered twice: write past them.

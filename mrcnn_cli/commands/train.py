@@ -294,7 +294,9 @@ def _follow(run: Any, resume: bool) -> int | None:
         with stop:
             for _ in _steps(run, resume, stop):
                 pass
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted:
+        return None  # the first one says so; a launcher takes any other status for a failure and ends it at once
+    except KeyboardInterrupt:
         return INTERRUPTED
     return None
 

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mrcnn_cli.data.loader import SAMPLE
+from mrcnn_cli.engine.checkpoint import read_tensors
 from tests.commands.conftest import assignments
 from tests.engine.test_distributed import rows, same_rows
 from tests.engine.test_train import digest
@@ -31,6 +33,7 @@ SETTINGS = (
     "data.resize.scale=0.5",
     "data.augment={scale=[0.5,1.5]}",
     "data.workers=1",
+    "train.schedule=step",  # which does not depend on the number of steps
     "train.optimizer=sgd",  # AdamW's first steps make as much of a rounding as of a gradient
     "train.learning_rate=0.01",
     "train.batch_size=4",
@@ -76,10 +79,11 @@ def two(nuclei, tmp_path_factory):
 
 
 def test_one_process_two_and_two_parts_have_the_same_losses(nuclei, tmp_path):
-    # As many proposals and samples as in earnest, for one that rounding lets another one take the place of counts less.
+    # As many proposals and samples as in earnest, for one that rounding lets another one take the place of counts less;
+    # and the warm-up of the zoo's recipes.
     many = ("model.rpn.pre_nms_top_n_train=1000", "model.rpn.post_nms_top_n_train=600")
     many += ("model.box_head.samples_per_image=256", "train.batch_size=16", "train.steps=3")
-    settings = assignments(*nuclei, *many)
+    settings = assignments(*nuclei, *many, "train.learning_rate=0.02", "train.warmup_steps=500")
     for name, more in {
         "one": [],
         "two": ["--processes", 2],
@@ -89,6 +93,22 @@ def test_one_process_two_and_two_parts_have_the_same_losses(nuclei, tmp_path):
         run("train", "nuclei_scratch", "--out", tmp_path / name, *settings, *more)
     for name in ("two", "parts", "both"):
         same_rows(rows(tmp_path / "one"), rows(tmp_path / name), 1e-4)
+
+
+def test_one_step_leaves_the_same_weights_however_it_is_shared(nuclei, tmp_path):
+    settings = assignments(*nuclei, "train.batch_size=5", "train.steps=1", "train.learning_rate=0.1")
+    more = {"one": [], "three": ["--processes", 3], "both": ["--processes", 2, "--set", "train.accumulate=2"]}
+    weights = {}
+    for name, words in more.items():
+        run("train", "nuclei_scratch", "--out", tmp_path / name, *settings, *words)
+        weights[name], _ = read_tensors(tmp_path / name / "state.safetensors")
+    moved = [key for key, tensor in weights["one"].items() if key.startswith("optimizer.") and tensor.abs().max() > 0]
+    assert len(moved) > 50  # the gradients of the step, which momentum keeps
+    largest = max(float(weights["one"][key].abs().max()) for key in moved)
+    for name in ("three", "both"):
+        assert weights[name].keys() == weights["one"].keys()
+        for key, tensor in weights["one"].items():
+            torch.testing.assert_close(weights[name][key], tensor, rtol=1e-3, atol=1e-5 * largest, msg=key)
 
 
 def test_two_runs_give_the_same_bits(two, nuclei, tmp_path):
@@ -115,7 +135,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_the_same_images(two,
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_stopped_run_resumes_to_the_bits_of_the_uninterrupted_one(nuclei, tmp_path, processes):
-    settings = assignments(*nuclei, "train.schedule=step")  # which does not depend on the number of steps
+    settings = assignments(*nuclei)
     run("train", "nuclei_scratch", "--out", tmp_path / "whole", "--processes", processes, *settings)
     words = ["--out", tmp_path / "run", "--processes", processes, *settings, "--set", "train.steps=3"]
     run("train", "nuclei_scratch", *words)
@@ -249,3 +269,78 @@ def test_restarts_need_a_launcher_and_a_folder(mrcnn, own_data, monkeypatch):
     outcome = mrcnn("train", "nuclei_scratch", "--restarts", 1)
     assert outcome.status == 2
     assert outcome.error == "--restarts starts processes again: give --processes N too"
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Two network namespaces with a cable between them: the words that run a command in each, and how to cut it."""
+    names = [f"mrcnn-{os.getpid()}-{number}" for number in range(2)]
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces need root and the command ip")
+    try:
+        ip("link", "add", "cable0", "netns", names[0], "type", "veth", "peer", "cable1", "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "address", "add", f"10.77.0.{number + 1}/24", "dev", f"cable{number}")
+            for interface in ("lo", f"cable{number}"):
+                ip("-n", name, "link", "set", interface, "up")
+            (tmp_path / str(number)).mkdir()
+        yield (
+            [["ip", "netns", "exec", name] for name in names],
+            lambda: ip("-n", names[1], "link", "set", "cable1", "down"),
+        )
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def start_machines(machines, folder, *words):
+    """torchrun on both, as docs/training.md has it; each has a disk of its own."""
+    started = []
+    for number, inside in enumerate(machines):
+        module = ("-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1")
+        module += ("--master-addr=10.77.0.1", "--master-port=29500", "-m", "mrcnn_cli")
+        with open(folder / f"{number}.txt", "w") as said:
+            process = subprocess.Popen(
+                [*inside, *command("train", *words, module=module)],
+                cwd=folder / str(number),
+                stdout=said,
+                stderr=said,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        started.append(process)
+    return started
+
+
+def test_two_machines_give_the_bits_of_two_processes_on_one(two, nuclei, machines, tmp_path):
+    inside, _ = machines
+    settings = assignments(*nuclei)
+    for more in (["nuclei_scratch", "--out", "run", *settings, "--set", "train.steps=6"], ["--resume", "run"]):
+        changed = ["--set", "train.steps=8"] if more[0] == "--resume" else []
+        started = start_machines(inside, tmp_path, *more, *changed)
+        assert [process.wait(300) for process in started] == [0, 0], (tmp_path / "1.txt").read_text()
+    assert digest(tmp_path / "0" / "run", "last.safetensors") == digest(two, "last.safetensors")
+    assert list((tmp_path / "1").iterdir()) == []  # the first machine alone writes
+
+
+def test_a_cut_cable_ends_the_run_on_both_sides(nuclei, machines, tmp_path):
+    inside, cut = machines
+    started = start_machines(
+        inside, tmp_path, "nuclei_scratch", "--out", "run", *assignments(*nuclei, "train.steps=5000")
+    )
+    path = tmp_path / "0" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not (path.exists() and len(path.read_text().splitlines()) >= 3):
+        assert time.monotonic() < deadline
+        assert [process.poll() for process in started] == [None, None]
+        time.sleep(0.1)
+    cut()
+    assert [process.wait(60) for process in started] == [1, 1]
+    assert "is lost: no sign of it for 20 s" in (tmp_path / "0.txt").read_text()
+    assert "no longer reaches the process that the run was started by" in (tmp_path / "1.txt").read_text()
