@@ -131,7 +131,8 @@ class Watch:
             return f"{at}rank {self.rank} on {self.host} no longer reaches the process that the run was started by"
         for rank, (mark, looks) in self.seen.items():
             status, _, step, host = mark.split(" ", 3)
-            patience = seconds if int(step) else setup_seconds
+            # Its last mark may be older than its first step, which it has done where this one is beyond it.
+            patience = seconds if int(step) or self.step > 1 else setup_seconds
             # Counted in looks, for time passes too while all are suspended or the store does not answer.
             if not status and looks * BEAT_SECONDS >= patience:
                 return f"{at}rank {rank} on {host} is lost: no sign of it for {looks * BEAT_SECONDS:.0f} s"

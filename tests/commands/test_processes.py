@@ -341,6 +341,10 @@ def test_a_cut_cable_ends_the_run_on_both_sides(nuclei, machines, tmp_path):
         assert [process.poll() for process in started] == [None, None]
         time.sleep(0.1)
     cut()
-    assert [process.wait(60) for process in started] == [1, 1]
+    try:
+        assert [process.wait(60) for process in started] == [1, 1]
+    finally:
+        for process in started:
+            process.terminate()
     assert "is lost: no sign of it for 20 s" in (tmp_path / "0.txt").read_text()
     assert "no longer reaches the process that the run was started by" in (tmp_path / "1.txt").read_text()

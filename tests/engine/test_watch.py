@@ -54,3 +54,14 @@ def test_a_store_that_is_gone_is_said_of_oneself(pair, monkeypatch):
 
     monkeypatch.setattr(pair[0], "store", Gone())
     assert pair[0].explain() == "rank 0 on host0 no longer reaches the process that the run was started by"
+
+
+def test_patience_is_long_until_the_first_step_alone(pair, monkeypatch):
+    monkeypatch.setattr(watch, "SETUP_SECONDS", 600.0)
+    pair[1].ended.set()
+    time.sleep(0.5)
+    assert pair[0]._lost(0.2, watch.SETUP_SECONDS) is None  # it may be reading a large file
+    pair[0].step = 1
+    assert pair[0]._lost(0.2, watch.SETUP_SECONDS) is None
+    pair[0].step = 2  # together they have done the first one
+    assert pair[0]._lost(0.2, watch.SETUP_SECONDS).startswith("step 2: rank 1 on host1 is lost")
