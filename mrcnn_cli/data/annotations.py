@@ -28,6 +28,35 @@ class ImageRecord:
         return self.folder / self.file_name
 
 
+class ImageRecords(Sequence[ImageRecord]):
+    """The images of a data set in one folder, in a few flat arrays.
+
+    Each is made an object when it is asked for. Of objects that are kept, a forked process that only looks at them
+    copies the pages, since Python counts who looks.
+
+    Args:
+        records: all of them.
+        folder: of all.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], folder: Path):
+        self.folder = folder
+        self._numbers = np.array([(r.id, r.height, r.width) for r in records], np.int64).reshape(-1, 3)
+        names = [record.file_name.encode(errors="surrogatepass") for record in records]
+        self._first = np.concatenate([[0], np.cumsum([len(name) for name in names], dtype=np.int64)])
+        self._names = b"".join(names)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        number, height, width = self._numbers[index].tolist()
+        start, end = self._first[:-1][index], self._first[1:][index]
+        return ImageRecord(number, self._names[start:end].decode(errors="surrogatepass"), height, width, self.folder)
+
+
 @dataclass(frozen=True, slots=True)
 class ImageAnnotations:
     """The objects of one image, crowds among them, in pixels of the upright picture.
@@ -62,6 +91,7 @@ class Annotations(Sequence[ImageAnnotations]):
     """The objects of each image, in the order of the images; made by `AnnotationBuilder`.
 
     Attributes:
+        records: the images.
         ids: [A] int64 of all objects, image by image, in the file's order within an image; so are the next four.
         bboxes: [A, 4] float64 x, y, width, height as in the file, for evaluation.
         boxes: [A, 4] float32 x1, y1, x2, y2 within the picture.
@@ -76,7 +106,7 @@ class Annotations(Sequence[ImageAnnotations]):
         image = np.frombuffer(builder.image, np.int64)
         order = np.argsort(image, kind="stable")
         order = order[keep[order]]
-        self._records = records
+        self.records = records
         self.first = np.concatenate([[0], np.bincount(image[order], minlength=len(records)).cumsum()]).astype(np.int64)
         self.ids = np.frombuffer(builder.ids, np.int64)[order]
         self.labels = np.frombuffer(builder.labels, np.int64)[order]
@@ -97,12 +127,12 @@ class Annotations(Sequence[ImageAnnotations]):
         self.has_masks = bool(len(order)) and bool(np.frombuffer(builder.masked, np.int8)[order].all())
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        record = self._records[index]
+        record = self.records[index]
         index %= len(self)
         start, end = int(self.first[index]), int(self.first[index + 1])
         return ImageAnnotations(

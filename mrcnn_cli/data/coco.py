@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mrcnn_cli.data.annotations import AnnotationBuilder, Annotations, ImageAnnotations, ImageRecord, Segmentation
+from mrcnn_cli.data.annotations import (
+    AnnotationBuilder,
+    Annotations,
+    ImageAnnotations,
+    ImageRecord,
+    ImageRecords,
+    Segmentation,
+)
 from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
@@ -62,7 +69,7 @@ class Dataset:
         source: Path,
         classes: Sequence[str],
         category_ids: Sequence[int],
-        images: list[ImageRecord],
+        images: Sequence[ImageRecord],
         annotations: Annotations,
         warnings: list[str],
         keypoints: KeypointsConfig | None = None,
@@ -353,7 +360,7 @@ class _Reader:
             self.path,
             classes,
             category_ids,
-            records,
+            annotations.records,
             annotations,
             self.repairs.lines(),
             keypoints,
@@ -459,7 +466,7 @@ class _Reader:
             builder.add(place, number, labels[category], crowd, given, box, float(area), segmentation, points)
             if segmentation is None:
                 without_mask.append(example)
-        store = builder.build(records)
+        store = builder.build(ImageRecords(records, self.folder))
         if store.has_masks:
             for example in without_mask:
                 self.repairs.note("annotation without a mask", "left out", example)

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mrcnn_cli.data.annotations import ImageRecord, ImageRecords
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import run_lengths
@@ -482,3 +483,16 @@ def test_annotations_are_kept_small(files):
     assert len(pickle.dumps(store)) < 1004 * (40 * 8 + 150)
     assert store[0].segmentations[500] == [polygon]
     assert coco_mask.frPyObjects(store[0].segmentations[500], 40, 60)
+
+
+def test_images_are_kept_as_numbers_and_come_back_as_they_were(tmp_path):
+    names = ["a.png", "folder/b ü.png", "x" * 300, "c\udcff.png"]
+    records = [ImageRecord(2**40 + n, name, 10 + n, 20 + n, tmp_path) for n, name in enumerate(names)]
+    kept = ImageRecords(records, tmp_path)
+    assert list(kept) == records
+    assert kept[-1] == records[-1]
+    assert kept[1:3] == records[1:3]
+    assert kept[np.int64(2)].path == tmp_path / ("x" * 300)
+    with pytest.raises(IndexError):
+        kept[4]
+    assert list(ImageRecords([], tmp_path)) == []

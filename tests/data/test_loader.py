@@ -139,7 +139,7 @@ def test_evaluation_shows_all_images_in_order_as_prediction_does(files, workers,
     dataset, config = files.read(), recipe(workers=workers)
     batches = list(evaluation_batches(dataset, config, batch_size=batch_size))
     assert [len(records) for _, records in batches] == counts
-    assert [record for _, records in batches for record in records] == dataset.images
+    assert [record for _, records in batches for record in records] == list(dataset.images)
     for images, records in batches:
         predicted = images_batch([read_image(record.path) for record in records], config)
         assert torch.equal(images.pixels, predicted.pixels)
