@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mrcnn_cli.engine import stopping
 from mrcnn_cli.engine.dump import SUFFIX
 from mrcnn_cli.engine.files import is_claimed, read_rows
+from mrcnn_cli.engine.optimizer import TrainConfig
 from mrcnn_cli.errors import UserError
 
 State = Literal["running", "interrupted", "done", "broken"]
@@ -75,7 +77,7 @@ def summary(folder: Path) -> RunSummary:
     elif steps is None or _broken_at(files) > step:
         state = "broken"
     else:
-        state = "done" if finished else "interrupted"
+        state = "done" if finished or _was_enough(folder / "config.toml", evaluations) else "interrupted"
     return RunSummary(
         folder,
         recipe,
@@ -96,6 +98,15 @@ def _recipe(path: Path) -> tuple[str, int | None, bool]:
         return name, int(table["train"]["steps"]), "images" in table.get("data", {}).get("val", {})
     except (OSError, ValueError, KeyError, TypeError):
         return "?", None, False
+
+
+def _was_enough(path: Path, evaluations: list[dict[str, Any]]) -> bool:
+    """Whether training ended before its last step, as the evaluations brought nothing any more (train.patience)."""
+    try:
+        config = TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))["train"])
+    except (OSError, ValueError, KeyError):
+        return False
+    return stopping.is_over(config, evaluations)
 
 
 def _broken_at(files: list[Path]) -> int:

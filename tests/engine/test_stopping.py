@@ -12,6 +12,7 @@ from mrcnn_cli.engine.checkpoint import read_tensors, step_of
 from mrcnn_cli.engine.evaluate import validation_losses
 from mrcnn_cli.engine.optimizer import TrainConfig, learning_rate, scaling_hint
 from mrcnn_cli.engine.run import prepare, read_config
+from mrcnn_cli.engine.runs import summary
 from mrcnn_cli.engine.train import Interrupted, Trainer, train
 from mrcnn_cli.errors import UserError
 
@@ -119,6 +120,7 @@ def test_training_ends_when_patience_is_out_and_goes_on_when_asked(tmp_path, pre
     assert [step.step for step in steps if step.kind == "train"] == [1, 2, 3, 4]
     assert step_of(tmp_path / "run" / "last.safetensors") == 4
     assert step_of(tmp_path / "run" / "best.safetensors") == 2
+    assert summary(tmp_path / "run").state == "done"
     assert list(train(prepared(tmp_path / "run", **settings), resume=True)) == []
     more = list(train(prepared(tmp_path / "run", **{**settings, "train__patience": 3}), resume=True))
     assert [step.step for step in more if step.kind == "train"] == [5, 6]
