@@ -24,9 +24,10 @@ from torch import Tensor
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.loader import sources
+from mrcnn_cli.engine import layers, numerics
 from mrcnn_cli.engine.accumulation import divided
 from mrcnn_cli.engine.checkpoint import load_weights, read_tensors, write_tensors
-from mrcnn_cli.engine.detective import Clue, Rewind, investigate, random_state, set_random_state
+from mrcnn_cli.engine.detective import Clue, Losses, Rewind, forward, investigate, random_state, set_random_state
 from mrcnn_cli.engine.distributed import EndedByOther
 from mrcnn_cli.engine.run import Run, RunConfig, environment
 from mrcnn_cli.errors import UserError
@@ -80,7 +81,7 @@ def stop(
     clue, part = Clue({}), (images, targets)
     for part in divided(images, targets, run.config.train.accumulate) if alone else ():
         rewind.restore()
-        clue = investigate(model, *part)
+        clue = investigate(model, *part, _losses_of(run.config, run.device))
         if clue.symptom:
             break
     images, targets = part
@@ -181,15 +182,29 @@ def replay(path: Path, device: torch.device) -> Replay:
             f"{path}: holds no step to take again ({error}); give a step-N{SUFFIX} of a run's folder"
         ) from None
     model = build_model(config.model, classes)
+    resting = layers.restrict(model, config.train.layers)
     load_weights(model, _part(tensors, "model."), str(path))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     model.to(device).to(memory_format=torch.channels_last).train()
+    for norm in resting:
+        norm.eval()
     images, targets = _batch(tensors)
     set_random_state(_part(tensors, "random."), device)
-    found = investigate(model, images.to(device), [target.to(device) for target in targets])
+    batch = (images.to(device), [target.to(device) for target in targets])
+    found = investigate(model, *batch, _losses_of(config, device))
     files = [[Picture(file["path"], tuple(file["annotations"])) for file in image] for image in pictures]
     return Replay(step, recorded, found, files, about.get("environment", ""), config)
+
+
+def _losses_of(config: RunConfig, device: torch.device) -> Losses:
+    """The losses in the precision of the run."""
+
+    def losses(model: torch.nn.Module, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        with numerics.autocast(config.train.precision, device):
+            return forward(model, images, targets)
+
+    return losses
 
 
 def _pictures(run: Run, targets: Sequence[Targets], step: int) -> list[list[Picture]]:

@@ -318,8 +318,9 @@ def training_step(trainer: Trainer, images: Any, targets: Any, rate: float | Non
     gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients, foreach=True)
     *values, total, size = torch.stack([*done, done.sum(), norm.to(done)]).tolist()
-    # A scaler whose gradients overflow leaves the step out and takes a smaller scale by itself.
-    checked = (*values, total) if trainer.scaler.is_enabled() else (*values, total, size)
+    # A scaler whose gradients overflow leaves the step out and takes a smaller scale by itself, while it can.
+    scaled = not math.isfinite(size) and trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
+    checked = (*values, total) if scaled else (*values, total, size)
     if not all(map(math.isfinite, checked)):
         raise stop(trainer.run, trainer.model, trainer.rewind, trainer.tensors(), images, targets, trainer.step)
     if world.is_first and config.train.histograms and (trainer.step + 1) % config.train.histograms == 0:

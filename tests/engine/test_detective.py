@@ -98,6 +98,15 @@ def test_a_learning_rate_that_is_too_high_names_layer_term_files_and_annotations
         assert file.path in message
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_step_is_taken_again_in_the_precision_and_with_the_layers_of_its_run(tmp_path, tiny, precision):
+    changes = {"train__precision": precision, "train__layers": "heads", "train__learning_rate": 1e6}
+    _, kept = stopped(tiny, tmp_path / "run", train__clip_norm=1e30, train__steps=50, **changes)
+    again = dump.replay(kept, CPU)
+    assert again.is_same
+    assert str(again.recorded) == str(again.found)  # each loss to the bit, nan too
+
+
 @pytest.fixture
 def tiffs(tmp_path, tiny):
     """Overrides for five float pictures of the sample, and where they lie."""

@@ -11,6 +11,7 @@ from mrcnn_cli.engine.checkpoint import read_tensors
 from mrcnn_cli.engine.resume import read_state
 from mrcnn_cli.engine.run import prepare, read_config
 from mrcnn_cli.engine.train import Interrupted, Trainer, train
+from mrcnn_cli.errors import UserError
 
 RECIPE = "nuclei_scratch"
 
@@ -75,6 +76,16 @@ def test_a_gradient_that_overflows_skips_the_step_and_lowers_the_scale(tmp_path,
     training.training_step(trainer, images, targets)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.named_parameters())
     assert trainer.scaler.get_scale() == 2.0**79
+
+
+def test_gradients_that_are_not_finite_without_any_scale_stop_the_training(tmp_path, prepared, monkeypatch):
+    trainer = Trainer(prepared(tmp_path / "run", train__precision="float16"))
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1.0})
+    run = trainer.run
+    [(images, targets), *_] = training.training_batches(run.train, run.config.data, batch_size=2, seed=0, steps=1)
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda *a, **k: torch.tensor(float("inf")))
+    with pytest.raises(UserError, match="step 1: "):
+        training.training_step(trainer, images, targets)
 
 
 def test_the_precision_may_change_when_a_run_goes_on(tmp_path, prepared):
