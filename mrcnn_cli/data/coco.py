@@ -1,10 +1,7 @@
 """Data sets in COCO's format (https://cocodataset.org/#format-data), checked and repaired as they are read."""
 
-import gc
-import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from reprlib import repr as shown  # cut short where it is long
@@ -21,6 +18,7 @@ from mrcnn_cli.data.annotations import (
     ImageRecords,
     Segmentation,
 )
+from mrcnn_cli.data.coco_file import read_content, some, without_collecting
 from mrcnn_cli.data.image import image_size, read_image
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
@@ -30,21 +28,11 @@ from mrcnn_cli.data.shape_faults import box_fault, finite, polygon_fault, read_r
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.ops.run_lengths import compressed
 
-NEEDED = "COCO needs an object with the lists 'images', 'annotations' and 'categories'"
 _LEFT_OUT = {
     "not finite": "annotation with a box that is not finite",
     "negative size": "annotation with a box of negative size",
     "zero area": "annotation with a box of zero area",
     "outside of its image": "annotation with a box outside of its image",
-}
-_WORDS: dict[type, str] = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
 }
 
 
@@ -248,45 +236,6 @@ class Dataset:
         return f"{message}; annotations only fit the picture they were made on: put it back, or correct the file"
 
 
-@contextmanager
-def without_collecting() -> Iterator[None]:
-    """Else Python's search for garbage walks an annotation file's millions of values again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def read_content(path: Path) -> dict[str, Any]:
-    """What a COCO file holds: its lists of objects are there, what these hold is not looked at.
-
-    Raises:
-        UserError: the file cannot be read or is not COCO.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such annotation file; check the path") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; name a COCO JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}; {NEEDED}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {_kind(content)} at the top; {NEEDED}")
-    for key in ("images", "annotations", "categories"):
-        if key not in content:
-            raise UserError(f"{path}: has no '{key}' (but {_some(list(content)) or 'nothing'}); {NEEDED}")
-        if not isinstance(content[key], list):
-            raise UserError(f"{path}: '{key}' is {_kind(content[key])}; {NEEDED}")
-        for place, entry in enumerate(content[key]):
-            if not isinstance(entry, dict):
-                raise UserError(f"{path}: {key}[{place}] is {_kind(entry)} instead of an object; {NEEDED}")
-    return content
-
-
 class Repairs:
     """Counts of what was repaired or left out, with the first example of each."""
 
@@ -338,7 +287,7 @@ class _Reader:
         unknown = [name for name in names.values() if name not in classes]
         if unknown:
             raise UserError(
-                f"{self.path}: has the categories {_some(unknown)}, which are not among the classes {_some(classes)}; "
+                f"{self.path}: has the categories {some(unknown)}, which are not among the classes {some(classes)}; "
                 "rename or remove them, or set data.classes"
             )
         numbers = {name: number for number, name in names.items()}
@@ -575,14 +524,6 @@ class _Reader:
             found = f"'{key}' is {shown(value)}" if key in entry else f"has no '{key}'"
             raise UserError(f"{self.path}: {where}: {found}; COCO needs a name there")
         return value
-
-
-def _kind(value: Any) -> str:
-    return _WORDS[type(value)]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _box_of(segmentation: Segmentation, record: ImageRecord) -> tuple[float, float, float, float]:

@@ -15,7 +15,7 @@ from mrcnn_cli.data.check.faults import FAULTS, Finding, ordered
 from mrcnn_cli.data.check.pictures import Picture, look_at_all, picture_findings
 from mrcnn_cli.data.check.repair import repaired
 from mrcnn_cli.data.check.tables import Split, Table
-from mrcnn_cli.data.coco import read_content, without_collecting
+from mrcnn_cli.data.coco_file import read_content, without_collecting
 from mrcnn_cli.data.dataset_file import FILE_NAME, DatasetFile, dataset_toml, read_dataset_file
 from mrcnn_cli.data.loader import SplitConfig
 from mrcnn_cli.data.panoptic import PanopticMaps, is_panoptic

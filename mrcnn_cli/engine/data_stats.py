@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mrcnn_cli.data.check.tables import Table, read_table
-from mrcnn_cli.data.coco import without_collecting
+from mrcnn_cli.data.coco_file import without_collecting
 from mrcnn_cli.engine.anchor_fit import Anchors, Objects, anchors_of, fit, objects_of, suggestion
 from mrcnn_cli.engine.data_check import SIZES, Source, read_splits
 from mrcnn_cli.engine.run import RunConfig

@@ -13,7 +13,8 @@ from mrcnn_cli.data.check.faults import FAULTS, Finding, ordered
 from mrcnn_cli.data.check.geometry import corners
 from mrcnn_cli.data.check.pictures import Picture, look, picture_findings
 from mrcnn_cli.data.check.tables import Split, Table
-from mrcnn_cli.data.coco import Dataset, without_collecting
+from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.coco_file import without_collecting
 from mrcnn_cli.data.dataset_file import EVALUATION_SPLITS
 from mrcnn_cli.data.image import as_rgb, preview
 from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, visible_points
