@@ -168,7 +168,7 @@ class Trainer:
                 self.scaler.load_state_dict(scaler)
         except (RuntimeError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{folder}: its state does not fit the recipe beside it ({reason}); train anew") from None
+            raise UserError(f"{about['path']}: does not fit the recipe beside it ({reason}); train anew") from None
         self.step = int(about["step"])
         recipe = recipes.dumps(self.run.config)
         if about.get("recipe") != recipe or step_of(self.run.folder / "last.safetensors") != self.step:
@@ -189,7 +189,7 @@ class Trainer:
 
 def _newest_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     state = read_state(folder)
-    return state.tensors, state.about
+    return state.tensors, {**state.about, "path": str(state.path)}
 
 
 def train(run: Run, resume: bool = False, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Step]:
