@@ -385,7 +385,8 @@ def _train(run: Any, resume: bool) -> tuple[int | None, dict[str, Any]]:
     elif not stopping.is_over(config, evaluations(run.folder)):
         say(f"nothing left to do: all {config.steps} steps are done; more: --set train.steps={2 * config.steps}")
     if skipped:
-        say_warning(f"{skipped} pictures could not be read and were skipped (data.skip_broken); see metrics.jsonl")
+        count = "1 picture was" if skipped == 1 else f"{skipped} pictures were"
+        say_warning(f"{count} skipped, unreadable (data.skip_broken); see metrics.jsonl")
     return None, {
         "run": str(run.folder),
         "step": done,

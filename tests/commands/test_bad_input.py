@@ -226,7 +226,7 @@ def test_broken_images_are_skipped_named_and_counted_only_where_that_is_asked_fo
     assert sum("3.png: damaged or cut short" in line for line in said) == 1
     assert sum("1.png: is not an image" in line for line in said) == 1
     assert said[1].endswith("(2 so far)")
-    assert "warning: 2 pictures could not be read and were skipped (data.skip_broken)" in outcome.err
+    assert "warning: 2 pictures were skipped, unreadable (data.skip_broken)" in outcome.err
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["count"] for row in rows if row["kind"] == "skipped"] == [1, 2]
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 9))
