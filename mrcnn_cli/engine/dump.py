@@ -85,7 +85,9 @@ def stop(
         if clue.symptom:
             break
     images, targets = part
-    if world.any(bool(clue.symptom)) and not clue.symptom:
+    # Of several that see it the first one keeps and tells it; where none does any more, the first of all.
+    teller = -world.largest(-world.rank if clue.symptom else -world.size)[0] % world.size
+    if teller != world.rank:
         return EndedByOther()
     rewind.restore()
     pictures = _pictures(run, targets, step)
