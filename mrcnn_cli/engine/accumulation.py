@@ -3,7 +3,7 @@
 A loss is a sum divided by a count, of which the mask head's (how many regions hit an object) is known only once the
 proposals are. So a step of several parts goes over them twice: first to count, by the very same computation, so that
 the counts are exact; then with the counts of all parts and processes as denominators, for the gradients. This costs one
-forward pass more, about a third of a step.
+forward pass more.
 
 A step changes buffers (running statistics) once, in however many parts it is done: what stays is the last part's.
 """
