@@ -45,10 +45,11 @@ VARIANTS = [pytest.param(name, {}, marks=pytest.mark.slow if name == "ssd" else 
 
 
 def model_of(name, more):
+    """In double: in single a value beside a ReLU's corner falls to either side, by the batch's size and the machine."""
     torch.manual_seed(0)
     backbone = {"name": "resnet18", "width": 32, "norm": "group_norm"}
     table = {"name": name, "backbone": backbone, **({} if name == "ssd" else {"fpn": FPN}), **PARTS[name], **more}
-    return build_model(TypeAdapter(ModelConfig).validate_python(table), 2).train()
+    return build_model(TypeAdapter(ModelConfig).validate_python(table), 2).train().double()
 
 
 def batch(side=None):
@@ -94,11 +95,11 @@ def test_losses_and_gradients_in_parts_are_those_of_the_whole_batch(name, more):
     for losses in losses_in_parts(ALONE, model, model, images, targets, 2):
         sum(losses.values()).backward()
         found = {key: found[key] + float(losses[key].detach()) for key in found}
-    assert found == pytest.approx({key: float(loss.detach()) for key, loss in expected.items()}, rel=1e-5, abs=1e-7)
+    assert found == pytest.approx({key: float(loss.detach()) for key, loss in expected.items()}, rel=1e-6, abs=1e-8)
     gradients = {key: weight.grad for key, weight in whole.named_parameters()}
     largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     for key, weight in model.named_parameters():
-        torch.testing.assert_close(weight.grad, gradients[key], rtol=1e-3, atol=1e-6 * largest, msg=key)
+        torch.testing.assert_close(weight.grad, gradients[key], rtol=1e-4, atol=1e-7 * largest, msg=key)
     for (key, one), other in zip(whole.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(other, one, msg=key)  # RetinaNet's running average moves once
 
