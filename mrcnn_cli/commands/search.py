@@ -33,7 +33,8 @@ def find_learning_rate(run: Any, as_json: bool, steps: int = 100) -> None:
 
 def find_batch_size(run: Any, as_json: bool) -> None:
     """Shows what ever larger batches take, and the largest one that fits."""
-    from mrcnn_cli.engine.search import ROOM, batch_trials, free_memory_mb, largest_batch
+    from mrcnn_cli.engine.memory import free_memory_mb
+    from mrcnn_cli.engine.search import ROOM, batch_trials, largest_batch
 
     room = free_memory_mb(run.device) * ROOM
     trials = []

@@ -1,7 +1,10 @@
-"""How this process asks the system for memory."""
+"""How this process asks the system for memory, and how much it could have."""
 
 import ctypes
 import platform
+from pathlib import Path
+
+import torch
 
 # Options of glibc's mallopt, from <malloc.h>.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -18,3 +21,19 @@ def keep_freed_memory() -> None:
     allocator = ctypes.CDLL(None)
     allocator.mallopt(M_MMAP_MAX, 0)
     allocator.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def free_memory_mb(device: torch.device) -> float:
+    """What a process could have: on a GPU all that is free, else what the system or its container allows."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e6
+    text = Path("/proc/meminfo").read_text()
+    available = int(text.split("MemAvailable:")[1].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit != "max":
+            available = min(available, int(limit) - int(used))
+    except OSError:  # no second version of control groups, so no limit of that kind
+        pass
+    return available / 1e6

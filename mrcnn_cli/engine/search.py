@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from mrcnn_cli.data.loader import Pictures, stream, training_batches, training_images
-from mrcnn_cli.engine.memory import keep_freed_memory
+from mrcnn_cli.engine.memory import free_memory_mb, keep_freed_memory
 from mrcnn_cli.engine.run import Run
 from mrcnn_cli.engine.train import Trainer, memory_mb, training_step
 from mrcnn_cli.errors import UserError
@@ -150,22 +150,6 @@ def largest_batch(trials: Sequence[BatchTrial]) -> int:
     if not fitted:
         raise UserError("not even one picture fits into memory; take smaller images (data.resize) or a smaller model")
     return max(fitted)
-
-
-def free_memory_mb(device: torch.device) -> float:
-    """What a training process could have: on a GPU all that is free, else what the system or its container allows."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 1e6
-    text = Path("/proc/meminfo").read_text()
-    available = int(text.split("MemAvailable:")[1].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        if limit != "max":
-            available = min(available, int(limit) - int(used))
-    except OSError:  # no second version of control groups, so no limit of that kind
-        pass
-    return available / 1e6
 
 
 def _expected(done: Sequence[BatchTrial], images: int) -> float | None:

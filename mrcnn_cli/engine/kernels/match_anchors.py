@@ -10,9 +10,11 @@ from torch import Tensor
 from mrcnn_cli.engine.kernels.check import Check
 from mrcnn_cli.engine.kernels.inputs import pyramid_anchors, spread_boxes
 from mrcnn_cli.engine.kernels.race import Race, Work, torchvision
+from mrcnn_cli.engine.memory import free_memory_mb
 from mrcnn_cli.ops import match_anchors, reference
 
 LOW, HIGH = 0.3, 0.7  # of a region proposal network
+MATRICES = 41  # bytes per anchor and object that torchvision needs: 17.7 GB for 2000 objects
 
 
 def _on_a_grid(count: int, seed: int) -> Tensor:
@@ -42,7 +44,7 @@ def races(device: torch.device) -> Iterator[Race]:
         peers: dict[str, Work] = {}
         if count <= 20:
             peers["plain"] = partial(_plain_matches, anchors, boxes)
-        if vision and count <= 200:  # with 2000 objects its matrices take 14 GB
+        if vision and len(anchors) * count * MATRICES < free_memory_mb(device) / 2 * 1e6:
             matcher = vision.models.detection._utils.Matcher(HIGH, LOW, allow_low_quality_matches=True)
             peers["torchvision"] = partial(_torchvision_matches, vision, matcher, anchors, boxes)
         yield Race(
