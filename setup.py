@@ -186,12 +186,14 @@ class BuildKernels(BuildExtension):
         codes = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
         codes.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")
         compiler = ["-ccbin", os.environ["CXX"]] if os.environ.get("CXX") else []
-        command = [str(CUDA_ROOT / "bin" / "nvcc"), *NVCC_FLAGS, *compiler, *codes, "-c", source, "-o", str(target)]
-        stamp, text = target.with_suffix(".command"), shlex.join(command)
-        inputs = [ROOT / source, *(ROOT / "csrc").rglob("*.h")]
-        fresh = target.exists() and stamp.exists() and stamp.read_text() == text
-        if fresh and all(path.stat().st_mtime < target.stat().st_mtime for path in inputs):
-            return str(target)
+        stamp, inputs = target.with_suffix(".command"), target.with_suffix(".d")
+        command = [str(CUDA_ROOT / "bin" / "nvcc"), *NVCC_FLAGS, *compiler, *codes, "-MD", "-MF", str(inputs)]
+        command += ["-c", source, "-o", str(target)]
+        text = shlex.join(command)
+        if all(path.exists() for path in (target, stamp, inputs)) and stamp.read_text() == text:
+            files = [ROOT / name for name in inputs.read_text().replace("\\\n", " ").split(":", 1)[1].split()]
+            if all(path.exists() and path.stat().st_mtime < target.stat().st_mtime for path in files):
+                return str(target)
         stamp.unlink(missing_ok=True)
         print(text, flush=True)
         subprocess.run(command, check=True, cwd=ROOT)

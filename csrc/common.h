@@ -120,6 +120,19 @@ inline bool has_avx2() {
 #endif
 }
 
+// True if vectors of sixteen floats may be used too. MRCNN_AVX512=0 says no, for tests of the kernels for AVX2.
+inline bool has_avx512() {
+#ifdef __x86_64__
+  static const bool found = [] {
+    const char* wish = std::getenv("MRCNN_AVX512");
+    return has_avx2() && __builtin_cpu_supports("avx512f") && (wish == nullptr || *wish != '0');
+  }();
+  return found;
+#else
+  return false;
+#endif
+}
+
 // Calls body(piece, scratch) for each of [0, pieces). A thread takes the next piece whenever it is done with one, which
 // keeps all of them busy where pieces differ in size. Which thread does a piece must not matter to what comes out.
 template <typename Scratch, typename Body>

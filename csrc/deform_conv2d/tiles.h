@@ -7,29 +7,12 @@
 // product of matrices is made by the one thread that asks for it: every run gives the same bits.
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
+#include "../buffer.h"
 #include "columns.h"
 
 namespace mrcnn {
-
-// Memory on a cache line's boundary, where BLAS computes the same bits whatever the allocator did before.
-template <typename A>
-class Buffer {
- public:
-  explicit Buffer(int64_t count)
-      : data_(static_cast<A*>(::operator new(std::max<int64_t>(count, 1) * sizeof(A), kLine))) {}
-  ~Buffer() { ::operator delete(data_, kLine); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  A* get() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  A* data_;
-};
 
 // A matrix in somebody's memory, for BLAS.
 inline Tensor matrix_on(const torch::stable::Device& device, ScalarType type, const void* data, int64_t rows,

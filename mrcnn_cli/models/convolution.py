@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mrcnn_cli.ops import deform_conv2d, onednn
+from mrcnn_cli.ops import conv3x3, deform_conv2d, onednn
+from mrcnn_cli.ops.conv3x3 import pays
 
 Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
 BatchNorms = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -100,10 +101,13 @@ class ConvNorm(nn.Conv2d):
         if self.pad_to:
             x = functional.pad(x, self._uneven_padding(x))
         weight, bias, norm = self._folded()
-        if norm is None and not torch.is_grad_enabled() and self.is_plain and onednn.takes(x):
-            assert not isinstance(self.padding, str)
-            geometry = (self.stride, self.padding, self.dilation)
-            return onednn.conv2d(x, weight, bias, *geometry, self.groups, self.activation, shortcut)
+        if norm is None and not torch.is_grad_enabled() and self.is_plain:  # all in one pass
+            if self.activation in ("none", "relu") and self._suits_conv3x3(x):
+                return conv3x3(x, weight, bias, shortcut, self.activation == "relu")
+            if onednn.takes(x):
+                assert not isinstance(self.padding, str)
+                geometry = (self.stride, self.padding, self.dilation)
+                return onednn.conv2d(x, weight, bias, *geometry, self.groups, self.activation, shortcut)
         x = self.convolve(x, weight, bias)
         if norm is not None:
             x = norm(x)
@@ -119,12 +123,18 @@ class ConvNorm(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, with these weights."""
+        if self._suits_conv3x3(x):
+            return conv3x3(x, weight, bias)
         if self.kernel_size == self.stride == (1, 1) and self.groups == 1 and onednn.takes(x):
             return onednn.conv1x1(x, weight, bias)
         if self.kernel_size == (1, 1) and self.in_channels < MANY and self.padding == (0, 0):
             rows, columns = self.stride
             return functional.conv2d(x[:, :, ::rows, ::columns], weight, bias, groups=self.groups)
         return self._conv_forward(x, weight, bias)
+
+    def _suits_conv3x3(self, x: Tensor) -> bool:
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+        return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1) and self.is_plain and pays(x, self.weight)
 
     def _folded(self) -> tuple[Tensor, Tensor | None, nn.Module | None]:
         """Weights and bias that contain the normalisation where it is a fixed one, and otherwise the normalisation."""

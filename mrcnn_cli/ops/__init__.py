@@ -39,6 +39,7 @@ from mrcnn_cli.ops.box_iou import (
     paired_generalized_box_iou,
 )
 from mrcnn_cli.ops.box_voting import box_voting
+from mrcnn_cli.ops.conv3x3 import conv3x3
 from mrcnn_cli.ops.deform_conv2d import deform_conv2d
 from mrcnn_cli.ops.grid_anchors import grid_anchors
 from mrcnn_cli.ops.mask_targets import mask_targets
@@ -59,6 +60,7 @@ __all__ = [
     "box_iou",
     "box_voting",
     "clip_boxes",
+    "conv3x3",
     "decode",
     "deform_conv2d",
     "encode",

@@ -265,10 +265,22 @@ def deform_conv2d(draw):
     )
 
 
+def conv3x3(draw):
+    images, channels, outputs, height, width = draw.size(0, 2), draw.size(0, 40), draw.size(0, 40), draw.size(0, 9), 5
+    return ops.conv3x3(
+        draw.values(images, channels, height, width),
+        draw.values(outputs, channels, 3, 3),
+        draw.values(outputs) if draw.pick(True, False) else None,
+        draw.values(images, outputs, height, width) if draw.pick(True, False) else None,
+        draw.pick(True, False),
+    )
+
+
 CALLS = {
     "box_coverage": overlaps(ops.box_coverage),
     "box_iou": overlaps(ops.box_iou),
     "compressed_run_lengths": compressed_run_lengths,
+    "conv3x3": conv3x3,
     "decode": decode,
     "deform_conv2d": deform_conv2d,
     "encode": encode,

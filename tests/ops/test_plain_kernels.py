@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent
     [
         ("test_box_iou.py", "loop or torchvision"),
         ("test_box_voting.py", "loop"),
+        ("test_conv3x3.py", "loop or pytorch"),
         ("test_deform_conv2d.py", "loop or gradients or torchvision"),
         ("test_match_anchors.py", "loop or torchvision"),
         ("test_nms.py", "loop or grid"),

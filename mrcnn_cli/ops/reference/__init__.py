@@ -14,6 +14,7 @@ from mrcnn_cli.ops.reference.box_iou import (
     paired_generalized_box_iou,
 )
 from mrcnn_cli.ops.reference.box_voting import box_voting
+from mrcnn_cli.ops.reference.conv3x3 import conv3x3
 from mrcnn_cli.ops.reference.deform_conv2d import deform_conv2d
 from mrcnn_cli.ops.reference.grid_anchors import grid_anchors
 from mrcnn_cli.ops.reference.mask_targets import mask_targets
@@ -32,6 +33,7 @@ __all__ = [
     "box_iou",
     "box_voting",
     "clip_boxes",
+    "conv3x3",
     "decode",
     "deform_conv2d",
     "encode",
