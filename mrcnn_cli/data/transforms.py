@@ -13,20 +13,18 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import interpolate
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageAnnotations
 from mrcnn_cli.data.composition import Sample, Visibility, mosaic, paste
 from mrcnn_cli.data.image import resized_by_pillow
 from mrcnn_cli.data.masks import visible_box
+from mrcnn_cli.data.photometric import blurred, recoloured, tinted
 from mrcnn_cli.structures import IGNORED, Masks, Size, Targets
 
 # A picture and its objects, drawn with the generator.
 Another = Callable[[np.random.Generator], tuple[np.ndarray, ImageAnnotations]]
-
-# From red, green and blue to brightness and two axes of colour; grey has none of these two.
-YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 SHORT_SIDE, LONG_SIDE = 800, 1333  # Feature Pyramid Networks (Lin et al., 2017), Detectron2
 
@@ -234,12 +232,15 @@ def _varied(
         region = np.rot90(region)
         new_height, new_width = new_width, new_height
     matrix = np.diag([new_width / region.shape[1], new_height / region.shape[0], 1.0]) @ matrix
-    recoloured = _recoloured(region, augment, next(draws), next(draws), next(draws))
-    recoloured = _tinted(recoloured, _between(augment.saturation, next(draws)), _between(augment.hue, next(draws)))
-    pixels = _resized(recoloured, (new_height, new_width), resize.method)
-    blurred, sigma = next(draws) < augment.blur, _between(augment.blur_sigma, next(draws))
-    if blurred:
-        pixels = _blurred(pixels, sigma)
+    gamma, contrast, brightness, saturation, hue = (
+        _between(bounds, next(draws))
+        for bounds in (augment.gamma, augment.contrast, augment.brightness, augment.saturation, augment.hue)
+    )
+    coloured = tinted(recoloured(region, gamma, contrast, brightness), saturation, hue)
+    pixels = _resized(coloured, (new_height, new_width), resize.method)
+    is_blurred, sigma = next(draws) < augment.blur, _between(augment.blur_sigma, next(draws))
+    if is_blurred:
+        pixels = blurred(pixels, sigma)
     window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
     boxes, kept = _visible(annotations, window, scale, augment)
     return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width), mirror)
@@ -288,58 +289,6 @@ def _cut(extent: int, resized: int, crop: int | None, draw: float) -> tuple[slic
     length = min(max(int(extent * crop / resized + 0.5), 1), extent)
     start = int(draw * (extent - length + 1))
     return slice(start, start + length), crop
-
-
-def _recoloured(image: np.ndarray, augment: Augment, gamma: float, contrast: float, brightness: float) -> np.ndarray:
-    """All three at once: of bytes through a table of the 256 values, else between the picture's least value (0 where
-    none is negative) and its greatest."""
-    exponent, factor = _between(augment.gamma, gamma), _between(augment.contrast, contrast)
-    gain = _between(augment.brightness, brightness)
-    if exponent == factor == gain == 1:
-        return image
-    if image.dtype != np.uint8:
-        low = min(float(image.min()), 0.0)
-        span = max(float(image.max()) - low, 1e-30)
-        shares = ((image - low) / span) ** exponent
-        if factor != 1:
-            mean = shares.mean()
-            shares = mean + (shares - mean) * factor
-        return (shares * (gain * span) + low).astype(np.float32)
-    values = (np.arange(256) / 255) ** exponent
-    if factor != 1:
-        mean = values[image].mean()
-        values = mean + (values - mean) * factor
-    table = (np.clip(values * gain, 0, 1) * 255 + 0.5).astype(np.uint8)
-    return np.take(table, image)
-
-
-def _tinted(image: np.ndarray, saturation: float, turn: float) -> np.ndarray:
-    """Colours moved from and turned around the grey of their brightness, both in the plane of YIQ's I and Q."""
-    if saturation == 1 and turn == 0:
-        return image
-    if image.shape[2] != 3:
-        raise ValueError(f"training: saturation and hue are of pictures in RGB, not of {image.shape[2]} channels")
-    angle = 2 * np.pi * turn
-    cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
-    change = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
-    matrix = np.linalg.inv(YIQ) @ change @ YIQ
-    tinted = image.reshape(-1, 3).astype(np.float32) @ matrix.T.astype(np.float32)
-    if image.dtype == np.uint8:
-        tinted = (np.clip(tinted, 0, 255) + 0.5).astype(np.uint8)
-    return tinted.reshape(image.shape)
-
-
-def _blurred(pixels: Tensor, sigma: float) -> Tensor:
-    """By a Gaussian of `sigma` pixels, cut off at three of them; the picture goes on as its edges are."""
-    reach = math.ceil(3 * sigma)
-    weights = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
-    channels = len(pixels)
-    weights = (weights / weights.sum()).expand(channels, 1, -1)
-    padded = pad(pixels[None].float(), (reach, reach, reach, reach), mode="replicate")
-    padded = padded.contiguous(memory_format=torch.channels_last)  # several times as fast in this order
-    soft = conv2d(padded, weights[:, :, None], groups=channels)
-    soft = conv2d(soft, weights[:, :, :, None], groups=channels)[0]
-    return (soft + 0.5).to(torch.uint8) if pixels.dtype == torch.uint8 else soft
 
 
 def _visible(
