@@ -1,6 +1,7 @@
 """Colours and sharpness of pictures changed; their geometry stays as it is."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,6 +47,31 @@ def tinted(image: np.ndarray, saturation: float, turn: float) -> np.ndarray:
     if image.dtype == np.uint8:
         changed = (np.clip(changed, 0, 255) + 0.5).astype(np.uint8)
     return changed.reshape(image.shape)
+
+
+def distorted(image: np.ndarray, colours: Sequence[float], chance: float, generator: np.random.Generator) -> np.ndarray:
+    """SSD's photometric distortion (Liu et al., 2016, section 2.2), in the order of the paper's code.
+
+    First gamma (which the paper has not) and brightness, then contrast before or after saturation and hue, equally
+    often; in the end the channels change places. Bytes are rounded and cut to 0..255 in between.
+
+    Args:
+        image: uint8 or float32 [H, W, C].
+        colours: gamma, contrast, brightness, saturation and turn of hue.
+        chance: of each of them to be made, and of the channels to change places.
+        generator: draws which.
+    """
+    draws = generator.random(7)
+    neutral = (1.0, 1.0, 1.0, 1.0, 0.0)
+    gamma, contrast, brightness, saturation, turn = (
+        value if draw < chance else none for value, none, draw in zip(colours, neutral, draws, strict=False)
+    )
+    image = recoloured(image, gamma, 1.0, brightness)
+    if draws[5] < 0.5:
+        image = tinted(recoloured(image, 1.0, contrast, 1.0), saturation, turn)
+    else:
+        image = recoloured(tinted(image, saturation, turn), 1.0, contrast, 1.0)
+    return image[..., generator.permutation(image.shape[2])] if draws[6] < chance else image
 
 
 def blurred(pixels: Tensor, sigma: float) -> Tensor:

@@ -18,9 +18,10 @@ from torch.nn.functional import interpolate
 from mrcnn_cli.config import Config
 from mrcnn_cli.data.annotations import ImageAnnotations
 from mrcnn_cli.data.composition import Sample, Visibility, mosaic, paste
+from mrcnn_cli.data.framing import Frame, centred, cut, cut_by_overlap, placed, zoomed_out
 from mrcnn_cli.data.image import resized_by_pillow
 from mrcnn_cli.data.masks import visible_box
-from mrcnn_cli.data.photometric import blurred, recoloured, tinted
+from mrcnn_cli.data.photometric import blurred, distorted, recoloured, tinted
 from mrcnn_cli.structures import IGNORED, Masks, Size, Targets
 
 # A picture and its objects, drawn with the generator.
@@ -33,6 +34,8 @@ Range = tuple[Factor, Factor]
 Turn = Annotated[float, Field(ge=-0.5, le=0.5)]
 Turns = tuple[Turn, Turn]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Enlargement = Annotated[float, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Pixels = Annotated[int, Field(ge=1)]
 
 
@@ -118,6 +121,14 @@ class Augment(Config):
     quarter_turns: bool = False  # turned by 0, 90, 180 or 270 degrees, equally often
     short_sides: tuple[Pixels, ...] = ()  # one of them takes the place of resize.short_side
     scale: Range = (1.0, 1.0)  # a factor from this range, multiplied onto the resizing
+    zoom_out: Probability = 0.0  # shown on a larger canvas ...
+    zoom_out_sides: tuple[Enlargement, Enlargement] = (1.0, 4.0)  # ... of so many times its sides ...
+    # ... and of this colour; None: the mean that the network subtracts, or outside of a run the picture's own.
+    zoom_out_colour: tuple[float, ...] | None = None
+    # A part is shown that overlaps an object by at least one of these intersections over union; 1: all, 0: any part.
+    iou_crop: tuple[Probability, ...] = ()
+    iou_crop_sides: tuple[Share, Share] = (0.3, 1.0)  # each of the part's sides in parts of the whole
+    iou_crop_ratios: Range = (0.5, 2.0)  # of the part's width to its height
     crop: Annotated[int, Field(ge=16)] | None = None  # a square of so many pixels of the network's input
     min_side: Annotated[float, Field(ge=0)] = 1.0  # input pixels; an object that a crop leaves less of is left out
     min_visible: Probability = 0.1  # share of its box; an object that a crop leaves less of is left out
@@ -126,6 +137,7 @@ class Augment(Config):
     brightness: Range = (1.0, 1.0)  # factor
     saturation: Range = (1.0, 1.0)  # factor on the distance to grey
     hue: Turns = (0.0, 0.0)  # all colours turned around grey, in parts of a full turn
+    distort: Probability | None = None  # each change of colours with this chance, in SSD's order; None: always all
     blur: Probability = 0.0  # blurred by a Gaussian ...
     blur_sigma: Range = (0.5, 2.0)  # ... of so many input pixels
     mosaic: Probability = 0.0  # four pictures, each varied as above, that meet in a point
@@ -133,7 +145,8 @@ class Augment(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "Augment":
-        for key in ("scale", "gamma", "contrast", "brightness", "saturation", "hue", "blur_sigma"):
+        ranges = ("zoom_out_sides", "iou_crop_sides", "iou_crop_ratios", "scale", "blur_sigma")
+        for key in (*ranges, "gamma", "contrast", "brightness", "saturation", "hue"):
             low, high = getattr(self, key)
             if low > high:
                 raise ValueError(f"{key} is [{low:g}, {high:g}]: write the lower value first")
@@ -161,13 +174,15 @@ def training(
 ) -> Sample:
     """A varied picture, [C, h, w] as `inference` gives it, and its objects in the picture's new pixels.
 
-    With `augment.crop` a square of the resized picture is taken (all of a side that is shorter); only that region is
-    resized. Objects outside of it are left out; an object that it cuts gets the box of what is left of its mask.
+    The picture may first become part of a larger canvas (`augment.zoom_out`), of which a part may be taken that an
+    object fills enough (`augment.iou_crop`); this is what is resized. With `augment.crop` a square of the result is
+    taken (all of a side that is shorter); only that region is resized. Objects outside of it are left out; an object
+    that it cuts gets the box of what is left of its mask. Objects whose centre an `iou_crop` cuts off are left out too.
 
     Args:
         image: uint8 or float32 [H, W, C].
         annotations: in pixels of `image`.
-        generator: gives eighteen numbers, whatever the options, so that switching one on leaves the others' draws
+        generator: gives nineteen numbers, whatever the options, so that switching one on leaves the others' draws
             alone.
         mirror: [P] the keypoint that each one is in a mirror; None: itself.
         another: draws a picture with its annotations, for mosaics and objects to paste.
@@ -175,16 +190,16 @@ def training(
     Raises:
         ValueError: `augment` asks for mosaics or pasted objects, and there is no `another`.
     """
-    draws = generator.random(18).tolist()
-    sample = _varied(image, annotations, resize, augment, draws, mirror)
-    *_, mosaic_draw, mosaic_seed, paste_draw, paste_seed = draws
+    *draws, mosaic_draw, mosaic_seed, paste_draw, paste_seed, seed = generator.random(19).tolist()
+    sample = _varied(image, annotations, resize, augment, draws, seed, mirror)
     visibility = Visibility(augment.min_side, augment.min_visible)
 
     def varied(source: np.random.Generator) -> Sample:
         if another is None:
             raise ValueError("training: augment.mosaic and augment.copy_paste need another picture")
         picture, objects = another(source)
-        return _varied(picture, objects, resize, augment, source.random(18).tolist(), mirror)
+        draws = source.random(18).tolist()
+        return _varied(picture, objects, resize, augment, draws[:14], draws[14], mirror)
 
     if mosaic_draw < augment.mosaic:
         source = _generator(mosaic_seed)
@@ -201,49 +216,93 @@ def _varied(
     resize: Resize,
     augment: Augment,
     numbers: Sequence[float],
+    seed: float,
     mirror: np.ndarray | None,
 ) -> Sample:
-    """One picture flipped, turned, resized, cut, recoloured and blurred as the numbers, 0..1, say."""
+    """One picture flipped, turned, resized, cut, recoloured and blurred as the numbers, 0..1, and the seed say."""
     draws = iter(numbers)
     flip, vertical_flip = next(draws) < augment.flip, next(draws) < augment.vertical_flip
     turns = int(next(draws) * 4)
-    height, width = image.shape[:2]
+    *zoom, crop_seed, distort_seed = _generator(seed).random(6).tolist()
+    frame = _framed(image, annotations, augment, zoom, crop_seed)
     short_side = next(draws)
     size = resize.size(
-        height,
-        width,
+        frame.height,
+        frame.width,
         short_side=augment.short_sides[int(short_side * len(augment.short_sides))] if augment.short_sides else None,
         jitter=_between(augment.scale, next(draws)),
     )
-    rows, new_height = _cut(height, size[0], augment.crop, next(draws))
-    columns, new_width = _cut(width, size[1], augment.crop, next(draws))
+    first_row, last_row, new_height = cut(frame.height, size[0], augment.crop, next(draws))
+    first_column, last_column, new_width = cut(frame.width, size[1], augment.crop, next(draws))
+    window = Frame(frame.left + first_column, frame.top + first_row, frame.left + last_column, frame.top + last_row)
+    rows, y_scale, (above, below) = placed(window.top, window.bottom, image.shape[0], new_height)
+    columns, x_scale, (before, after) = placed(window.left, window.right, image.shape[1], new_width)
+    boxes, kept = _visible(annotations, frame, np.array(window, np.float64), np.array([x_scale, y_scale]), augment)
     region = image[rows, columns]
-    scale = np.array([new_width / region.shape[1], new_height / region.shape[0]])
     matrix = np.array([[1.0, 0, -columns.start], [0, 1, -rows.start], [0, 0, 1]])
     # Turned first and resized last: turning is a view until the table of colours copies the (smaller) region.
     if flip:
         matrix = np.array([[-1.0, 0, region.shape[1]], [0, 1, 0], [0, 0, 1]]) @ matrix
         region = region[:, ::-1]
+        before, after = after, before
     if vertical_flip:
         matrix = np.array([[1.0, 0, 0], [0, -1, region.shape[0]], [0, 0, 1]]) @ matrix
         region = region[::-1]
+        above, below = below, above
     for _ in range(turns if augment.quarter_turns else 0):  # counter-clockwise: the right edge becomes the top one
         matrix = np.array([[0.0, 1, 0], [-1, 0, region.shape[1]], [0, 0, 1]]) @ matrix
         region = np.rot90(region)
-        new_height, new_width = new_width, new_height
-    matrix = np.diag([new_width / region.shape[1], new_height / region.shape[0], 1.0]) @ matrix
-    gamma, contrast, brightness, saturation, hue = (
+        above, before, below, after = after, above, before, below
+        x_scale, y_scale, new_width, new_height = y_scale, x_scale, new_height, new_width
+    matrix = np.array([[x_scale, 0, before], [0, y_scale, above], [0, 0, 1]]) @ matrix
+    colours = [
         _between(bounds, next(draws))
         for bounds in (augment.gamma, augment.contrast, augment.brightness, augment.saturation, augment.hue)
-    )
-    coloured = tinted(recoloured(region, gamma, contrast, brightness), saturation, hue)
-    pixels = _resized(coloured, (new_height, new_width), resize.method)
+    ]
+    size, seen = (new_height, new_width), (new_height - above - below, new_width - before - after)
+    if seen == size:
+        pixels = _resized(_coloured(region, colours, augment, distort_seed), size, resize.method)
+    else:
+        pixels = _canvas(image, size, augment, resize.method)
+        if region.size:
+            part = _resized(_coloured(region, colours, augment, distort_seed), seen, resize.method)
+            pixels[:, above : above + seen[0], before : before + seen[1]] = part
     is_blurred, sigma = next(draws) < augment.blur, _between(augment.blur_sigma, next(draws))
     if is_blurred:
         pixels = blurred(pixels, sigma)
-    window = np.array([columns.start, rows.start, columns.stop, rows.stop], np.float64)
-    boxes, kept = _visible(annotations, window, scale, augment)
-    return pixels, _targets(annotations, boxes, kept, matrix[:2], (new_height, new_width), mirror)
+    return pixels, _targets(annotations, boxes, kept, matrix[:2], size, mirror)
+
+
+def _framed(
+    image: np.ndarray, annotations: ImageAnnotations, augment: Augment, numbers: Sequence[float], seed: float
+) -> Frame:
+    """What of the picture and the canvas around it is shown, as the numbers, 0..1, and the seed say."""
+    zoom, factor, x, y = numbers
+    frame = Frame(0, 0, image.shape[1], image.shape[0])
+    if zoom < augment.zoom_out:
+        frame = zoomed_out(frame.height, frame.width, _between(augment.zoom_out_sides, factor), x, y)
+    if augment.iou_crop:
+        objects, generator = annotations.boxes[~annotations.crowds], _generator(seed)
+        sides, ratios = augment.iou_crop_sides, augment.iou_crop_ratios
+        frame = cut_by_overlap(frame, objects, augment.iou_crop, sides, ratios, generator)
+    return frame
+
+
+def _coloured(region: np.ndarray, colours: Sequence[float], augment: Augment, seed: float) -> np.ndarray:
+    if augment.distort is not None:
+        return distorted(region, colours, augment.distort, _generator(seed))
+    return tinted(recoloured(region, *colours[:3]), *colours[3:])
+
+
+def _canvas(image: np.ndarray, size: Size, augment: Augment, method: str) -> Tensor:
+    """[C, h, w] in one colour, of the type that the resized picture has."""
+    colour = augment.zoom_out_colour or image.reshape(-1, image.shape[2]).mean(0).tolist()
+    if len(colour) != image.shape[2]:
+        raise ValueError(f"training: zoom_out_colour has {len(colour)} values, the picture {image.shape[2]} channels")
+    values = torch.tensor(colour)
+    if image.dtype == np.uint8 and method != "torchvision":
+        values = (values + 0.5).to(torch.uint8)
+    return values.expand(*size, -1).clone().permute(2, 0, 1)
 
 
 def _generator(draw: float) -> np.random.Generator:
@@ -282,25 +341,17 @@ def _in_order(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.flip(image, mirrored)).flip(mirrored).contiguous()
 
 
-def _cut(extent: int, resized: int, crop: int | None, draw: float) -> tuple[slice, int]:
-    """The part of one side of the picture that is shown, and how many pixels it becomes."""
-    if crop is None or resized <= crop:
-        return slice(0, extent), resized
-    length = min(max(int(extent * crop / resized + 0.5), 1), extent)
-    start = int(draw * (extent - length + 1))
-    return slice(start, start + length), crop
-
-
 def _visible(
-    annotations: ImageAnnotations, window: np.ndarray, scale: np.ndarray, augment: Augment
+    annotations: ImageAnnotations, frame: Frame, window: np.ndarray, scale: np.ndarray, augment: Augment
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes [G, 4] float64 of what the window shows, in pixels of the annotation; which of them are kept [G] bool."""
+    """Boxes [G, 4] float64 of what the window in a frame shows, in pixels of the annotation; which of them are kept
+    [G] bool."""
     whole = annotations.boxes.astype(np.float64)
     boxes = np.concatenate([whole[:, :2].clip(window[:2], window[2:]), whole[:, 2:].clip(window[:2], window[2:])], 1)
     kept = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(1))
-    cut = kept & (boxes != whole).any(1)
+    is_cut = kept & (boxes != whole).any(1)
     if annotations.segmentations is not None:
-        for i in (cut & ~annotations.crowds).nonzero()[0].tolist():
+        for i in (is_cut & ~annotations.crowds).nonzero()[0].tolist():
             box = visible_box(annotations.segmentations[i], tuple(window.tolist()))
             if box is None:
                 kept[i] = False
@@ -308,7 +359,10 @@ def _visible(
                 boxes[i] = np.concatenate([np.maximum(boxes[i, :2], box[:2]), np.minimum(boxes[i, 2:], box[2:])])
     sides, whole_sides = boxes[:, 2:] - boxes[:, :2], whole[:, 2:] - whole[:, :2]
     enough = (sides * scale >= augment.min_side).all(1) & (sides.prod(1) >= augment.min_visible * whole_sides.prod(1))
-    return boxes, kept & (enough | ~cut) & (sides > 0).all(1)
+    kept &= (enough | ~is_cut) & (sides > 0).all(1)
+    if augment.iou_crop:
+        kept &= centred(whole, np.array([frame]))[0] | annotations.crowds
+    return boxes, kept
 
 
 def _targets(

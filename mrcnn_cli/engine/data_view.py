@@ -23,6 +23,7 @@ from mrcnn_cli.data.workers import in_workers
 from mrcnn_cli.engine.data_check import Progress, Source, read_splits
 from mrcnn_cli.engine.found import judged, read_predictions
 from mrcnn_cli.engine.mask_paths import mask_path
+from mrcnn_cli.engine.pixels import fit_pixels
 from mrcnn_cli.engine.run import RunConfig, wanted_keypoints
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.views.gallery import Exhibit, Shape, encoded, write_gallery
@@ -117,10 +118,11 @@ def view_samples(
     keypoints = wanted_keypoints(config)
     dataset = Dataset.read(split.images, split.annotations, classes=config.data.classes, keypoints=keypoints)
     dataset.check_trainable()
+    data, _, _ = fit_pixels(config.data, config.model.pixels, dataset)
     names = {record.id: record.file_name for record in dataset.images}
 
     def samples() -> Iterator[Exhibit]:
-        batches = training_batches(dataset, config.data, batch_size=1, seed=config.train.seed, steps=count)
+        batches = training_batches(dataset, data, batch_size=1, seed=config.train.seed, steps=count)
         for number, (batch, [targets]) in enumerate(batches):
             height, width = batch.sizes[0]
             pixels = batch.pixels[0, :, :height, :width].permute(1, 2, 0).numpy()

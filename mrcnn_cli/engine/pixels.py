@@ -21,10 +21,12 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
     """Both tables with the number of channels, mean and deviation filled in, and what a person should know.
 
     The channels are those of the first picture, unless the recipe says how many. Where its mean is "auto", or has
-    another number of values, mean and deviation are computed from the training pictures.
+    another number of values, mean and deviation are computed from the training pictures. The canvas on which pictures
+    are zoomed out has this mean, unless the recipe names a colour.
 
     Raises:
-        UserError: a picture that cannot be read; colours to vary in pictures without colours.
+        UserError: a picture that cannot be read; colours to vary in pictures without colours, or for a canvas, that
+            the pictures have not.
     """
     image, path = _first(train, data)
     channels = image.shape[2]
@@ -52,7 +54,23 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
                 f"{path}: the mean of its pixels is {found.max():g}, far from model.pixels.mean; "
                 f"{AUTO} computes it from the pictures"
             )
-    return data, pixels, warnings
+    return _with_canvas(data, pixels, path), pixels, warnings
+
+
+def _with_canvas(data: DataConfig, pixels: PixelsConfig, path: Path) -> DataConfig:
+    """With the colour of the canvas on which pictures are zoomed out."""
+    augment = data.augment
+    if not augment.zoom_out:
+        return data
+    if augment.zoom_out_colour is None:
+        mean = tuple(float(value) for value in pixels.mean)
+        augment = augment.model_copy(update={"zoom_out_colour": mean[::-1] if pixels.channels == "bgr" else mean})
+    elif len(augment.zoom_out_colour) != data.channels:
+        raise UserError(
+            f"data.augment.zoom_out_colour has {len(augment.zoom_out_colour)} values, {path} {data.channels} channels; "
+            "leave it out to take the mean"
+        )
+    return data.model_copy(update={"augment": augment})
 
 
 def _first(train: Dataset, data: DataConfig) -> tuple[np.ndarray, Path]:

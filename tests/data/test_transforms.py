@@ -545,6 +545,12 @@ def test_the_default_is_800_by_1333_and_a_short_side_alone_keeps_the_limit():
         (Augment, {"hue": [0, 0.7]}, "hue[1]: input should be less than or equal to 0.5"),
         (Augment, {"blur_sigma": [2, 1]}, "blur_sigma is [2, 1]: write the lower value first"),
         (Augment, {"crop": 4}, "crop: input should be greater than or equal to 16"),
+        (Augment, {"zoom_out_sides": [0.5, 2]}, "zoom_out_sides[0]: input should be greater than or equal to 1"),
+        (Augment, {"zoom_out_sides": [4, 2]}, "zoom_out_sides is [4, 2]: write the lower value first"),
+        (Augment, {"iou_crop": [0.5, 1.5]}, "iou_crop[1]: input should be less than or equal to 1"),
+        (Augment, {"iou_crop_sides": [0.3, 2]}, "iou_crop_sides[1]: input should be less than or equal to 1"),
+        (Augment, {"iou_crop_ratios": [2, 0.5]}, "iou_crop_ratios is [2, 0.5]: write the lower value first"),
+        (Augment, {"distort": -0.1}, "distort: input should be greater than or equal to 0"),
     ],
 )
 def test_values_out_of_range_are_refused_in_words(schema, table, words):

@@ -132,6 +132,21 @@ def test_one_channel_is_taken_where_the_recipe_says_so(folder, tmp_path):
     assert len(predict(model, [folder / "0.png", read_image(folder / "0.png", 1)[:, :, 0]])) == 2
 
 
+def test_pictures_are_zoomed_out_on_a_canvas_of_the_mean_that_the_network_subtracts(folder, tmp_path):
+    mean = {"data.augment.zoom_out": 1.0, "model.pixels.mean": [1.0, 2.0, 3.0]}
+    config = run_of(folder, tmp_path, "png", **mean).config
+    assert config.data.augment.zoom_out_colour == (1, 2, 3)
+    config = run_of(folder, tmp_path, "png", **mean, **{"model.pixels.channels": "bgr"}).config
+    assert config.data.augment.zoom_out_colour == (3, 2, 1)
+    config = run_of(folder, tmp_path, **mean, **{"data.normalize": "raw"}).config
+    assert config.data.augment.zoom_out_colour == config.model.pixels.mean
+    assert len(config.model.pixels.mean) == 5
+    config = run_of(folder, tmp_path, "png", **mean, **{"data.augment.zoom_out_colour": [0.0, 0.0, 9.0]}).config
+    assert config.data.augment.zoom_out_colour == (0, 0, 9)
+    with pytest.raises(UserError, match=r"zoom_out_colour has 3 values, .*0.tif 5 channels; leave it out"):
+        run_of(folder, tmp_path, **{"data.augment.zoom_out": 1.0, "data.augment.zoom_out_colour": [0, 0, 9]})
+
+
 def test_what_does_not_fit_is_said_before_the_first_step(folder, tmp_path):
     dataset = Dataset.read(folder, folder / "tif.json")
     with pytest.raises(UserError, match="saturation and hue are of pictures in RGB, .*0.tif has 5 channels"):

@@ -129,7 +129,7 @@ def test_images_of_another_size_are_refused(ssd):
     [
         ({"data.resize": {"short_side": 300}}, "sees images of 300 x 300 alone: set data.resize"),
         ({"data.size_divisor": 32}, "and data.size_divisor = 300"),
-        ({"data.augment.crop": 400}, "set crop = 300"),
+        ({"data.augment.scale": [0.5, 2.0]}, "set crop = 300"),
         ({"model.backbone.round_up": "false"}, "backbone.round_up must be true"),
         ({"model.default_boxes.strides": [8, 16]}, "must have 6 entries"),
     ],
