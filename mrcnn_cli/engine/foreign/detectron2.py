@@ -89,9 +89,9 @@ def special_conventions(model: dict[str, Any]) -> dict[str, Any]:
     """What depends on the architecture."""
     backbone, special = model["backbone"], {}
     # The ImageNet weights of MSRA stride in the first convolution of a bottleneck; those of FAIR's ResNeXt and of the
-    # models with group norm in the second, and ResNeXt's alone saw pixels divided by their deviation.
+    # models with group norm in the second, and ResNeXt-101's alone saw pixels divided by their deviation.
     special["model.backbone.stride_in_1x1"] = backbone["groups"] == 1 and backbone["norm"] != "group_norm"
-    if backbone["groups"] > 1:
+    if backbone["groups"] > 1 and backbone["name"] != "resnet152":
         special["model.pixels.deviation"] = [57.375, 57.12, 58.395]
     if not model["fpn"]["pyramid"]:  # C4 and DC5
         special |= {

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mrcnn_cli.engine import foreign
 from mrcnn_cli.engine.checkpoint import load
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
+from mrcnn_cli.models import build_model
 from tests.models.detectron2_oracle import FOLDER, fill, inputs
 
 # The record's name -> the shipped recipe that it belongs to.
@@ -84,6 +86,43 @@ def test_a_c4_models_region_proposal_network_alone_is_told_though_it_has_three_s
     converted = foreign.convert(foreign.read(tmp_path))
     assert converted.config.model == validate(RunConfig, read(recipes()["rpn_r50_c4_1x"]), "rpn").model
     assert converted.categories == [{"id": 1, "name": "object"}]
+
+
+# Ours -> Detectron2's, of a cascade with convolutions in its heads.
+THEIRS = {
+    r"backbone\.stem\.": "backbone.bottom_up.stem.conv1.",
+    r"backbone\.stages\.(\d)\.(.*)conv2\.offset": lambda m: f"backbone.bottom_up.res{int(m[1]) + 2}.{m[2]}conv2_offset",
+    r"backbone\.stages\.(\d)": lambda m: f"backbone.bottom_up.res{int(m[1]) + 2}",
+    r"fpn\.(lateral|output)s\.(\d)": lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 2}",
+    r"rpn\.convs\.0": "proposal_generator.rpn_head.conv",
+    r"rpn\.logits": "proposal_generator.rpn_head.objectness_logits",
+    r"rpn\.deltas": "proposal_generator.rpn_head.anchor_deltas",
+    r"box_heads\.(\d)\.(conv|fc)s\.(\d)": lambda m: f"roi_heads.box_head.{m[1]}.{m[2]}{int(m[3]) + 1}",
+    r"box_heads\.(\d)\.logits": r"roi_heads.box_predictor.\1.cls_score",
+    r"box_heads\.(\d)\.deltas": r"roi_heads.box_predictor.\1.bbox_pred",
+    r"mask_head\.convs\.(\d)": lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}",
+    r"mask_head\.upsample": "roi_heads.mask_head.deconv",
+    r"mask_head\.logits": "roi_heads.mask_head.predictor",
+}
+
+
+def test_the_largest_model_of_the_zoo_which_no_record_has_is_told_as_it_is_shipped(tmp_path, monkeypatch):
+    name = "cascade_mask_rcnn_x152_32x8d_fpn_in5k_gn_dconv"
+    shipped = validate(RunConfig, read(recipes()[name]), name)
+    with torch.device("meta"):
+        ours = build_model(shipped.model, 80).state_dict()
+    tensors = {}
+    for key, tensor in ours.items():
+        pattern, theirs = next(item for item in THEIRS.items() if re.match(item[0], key))
+        tensors[re.sub(f"^{pattern}", theirs, key)] = tensor
+    assert len(tensors) == len(ours)
+    assert tensors["backbone.bottom_up.res4.35.conv2.weight"].shape == (1024, 32, 3, 3)
+    assert tensors["roi_heads.box_head.2.conv4.norm.weight"].shape == (256,)
+    assert tensors["backbone.bottom_up.res3.0.conv2_offset.bias"].shape == (18,)
+    monkeypatch.setattr(foreign, "read_weights", lambda path: (tensors, {}))
+    read_file = foreign.read(tmp_path)
+    assert not read_file.renamed.unknown
+    assert foreign.convert(read_file).config.model == shipped.model
 
 
 @pytest.fixture(scope="module")
