@@ -19,6 +19,8 @@ from mrcnn_cli.commands.console import (
 from mrcnn_cli.commands.progress import Counter
 from mrcnn_cli.errors import UserError
 
+PICTURES = 12  # as many as the overview of predictions shows
+
 
 class Evaluate(Verb):
     """--data takes a prepared data set or, where an annotation file follows, a folder of images with it."""
@@ -35,7 +37,7 @@ class Evaluate(Verb):
     cls=Evaluate,
     examples=[
         "mrcnn evaluate",
-        "mrcnn evaluate runs/longer --data photos photos.json --out evaluation",
+        "mrcnn evaluate runs/longer --data photos photos.json --out evaluation --pictures 30",
         "mrcnn evaluate --data prepared --split test",
     ],
 )
@@ -60,7 +62,14 @@ class Evaluate(Verb):
     type=click.Path(path_type=Path),
     metavar="DIR",
     show_default="nothing is written",
-    help="Write metrics.json and results.json (a COCO results list) into this folder; panoptic.json and PNG files too.",
+    help="Write metrics.json, results.json (a COCO results list) and pictures into this folder; panoptic.json too.",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    metavar="NUMBER",
+    show_default=f"{PICTURES} with --out",
+    help="Draw so many of the images with the most mistakes, the truth beside the prediction.",
 )
 @device_option
 @json_option
@@ -71,6 +80,7 @@ def command(
     split: str | None,
     assignments: tuple[str, ...],
     out: Path | None,
+    pictures: int | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -84,9 +94,13 @@ def command(
     if data is not None and pair:
         raise click.UsageError("--data is given twice: once with an annotation file, once without")
 
+    if pictures is not None and out is None:
+        raise click.UsageError("--pictures are written into a folder: give it with --out DIR")
+
     from mrcnn_cli.data.dataset_file import evaluation_split, read_dataset_file
     from mrcnn_cli.data.loader import SplitConfig
     from mrcnn_cli.engine.checkpoint import load
+    from mrcnn_cli.engine.comparison import write_comparisons
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
@@ -137,6 +151,9 @@ def command(
         if "proposal_ar1000" not in metrics:  # proposals are no results; 'mrcnn proposals' writes them
             write_bytes(out / "results.json", json.dumps(results).encode())
             written.append("results.json")
+            if pictures != 0:
+                write_comparisons(out, dataset, config, results, PICTURES if pictures is None else pictures)
+                written += ["pictures/", "overview.png"]
         if segments is not None and segments.write():
             written += ["panoptic.json", "panoptic/"]
     if as_json:

@@ -83,38 +83,43 @@ def judged(objects: Sequence[Shape], predictions: Sequence[Shape]) -> tuple[list
     As in COCO's evaluation at IoU 0.5 of boxes: the best prediction chooses first; each object is found once; a
     prediction in a crowd of its class is not judged.
     """
-    taken = [False] * len(objects)
-    judged_predictions = []
-    for prediction in predictions:
-        overlaps = [
-            _overlap(prediction.box, truth.box, of_first=truth.crowd) if truth.label == prediction.label else 0.0
-            for truth in objects
-        ]
-        free = [
-            overlap if not taken[i] and not objects[i].crowd and overlap >= FOUND_IOU else 0.0
-            for i, overlap in enumerate(overlaps)
-        ]
-        best = int(np.argmax(free)) if free else 0
-        if free and free[best]:
-            taken[best] = True
-            judged_predictions.append(prediction)
+    missed, false = mistakes(
+        np.array([truth.box for truth in objects], np.float64).reshape(-1, 4),
+        np.array([truth.label for truth in objects], np.int64),
+        np.array([truth.crowd for truth in objects], bool),
+        np.array([prediction.box for prediction in predictions], np.float64).reshape(-1, 4),
+        np.array([prediction.label for prediction in predictions], np.int64),
+    )
+    return (
+        [replace(shape, missed=wrong) for shape, wrong in zip(objects, missed.tolist(), strict=True)],
+        [replace(shape, missed=wrong) for shape, wrong in zip(predictions, false.tolist(), strict=True)],
+    )
+
+
+def mistakes(
+    boxes: np.ndarray, labels: np.ndarray, crowds: np.ndarray, found: np.ndarray, found_labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which objects [G] were missed and which predictions [D] are false, by the rule of `judged`, both bool.
+
+    Args:
+        boxes: [G, 4] of the objects.
+        labels: [G].
+        crowds: [G] bool.
+        found: [D, 4] boxes of the predictions, best first.
+        found_labels: [D].
+    """
+    taken, false = np.zeros(len(boxes), bool), np.zeros(len(found), bool)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    for place, (box, label) in enumerate(zip(found, found_labels, strict=True)):
+        shared = (np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2])).clip(0).prod(1)
+        shared[labels != label] = 0
+        area = (box[2:] - box[:2]).prod()
+        iou = np.where(taken | crowds, 0, shared / np.maximum(areas + area - shared, 1e-9))
+        if len(iou) and iou.max() >= FOUND_IOU:
+            taken[iou.argmax()] = True
         else:
-            in_crowd = any(o >= IN_CROWD and t.crowd for o, t in zip(overlaps, objects, strict=True))
-            judged_predictions.append(replace(prediction, missed=not in_crowd))
-    judged_objects = [
-        replace(truth, missed=not found and not truth.crowd) for truth, found in zip(objects, taken, strict=True)
-    ]
-    return judged_objects, judged_predictions
-
-
-def _overlap(one: Sequence[float], other: Sequence[float], *, of_first: bool) -> float:
-    """IoU of two boxes, or the share of the first that lies in the other."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    area, other_area = ((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
-    return width * height / (area if of_first else area + other_area - width * height)
+            false[place] = not (shared[crowds] / max(area, 1e-9) >= IN_CROWD).any()
+    return ~taken & ~crowds, false
 
 
 def _box(bbox: Any) -> tuple[float, float, float, float] | None:

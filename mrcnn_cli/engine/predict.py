@@ -125,10 +125,7 @@ def predict_files(
     points = config.data.keypoints
     skeleton = Skeleton(points.names or (), points.lines(), config.predict.keypoint_threshold)
     make_folder(out)
-    overlays = _overlay_paths(files, out)
-    overwritten = {path.resolve() for path in overlays} & {file.resolve() for file in files}
-    if overwritten:
-        raise UserError(f"{out}: {min(overwritten).name} would overwrite the picture itself; choose another --out")
+    overlays = overlay_paths(files, out)
     results: list[dict[str, Any]] = []
     pictures: list[Any] = []
     segments = PanopticFiles(out / "panoptic.json", [*checkpoint.categories, *checkpoint.stuff])
@@ -213,8 +210,12 @@ def _detect(checkpoint: Checkpoint, image: np.ndarray, proposals: np.ndarray | N
     return predict_batch(checkpoint.model, batch, checkpoint.device)[0]
 
 
-def _overlay_paths(files: Sequence[Path], out: Path) -> list[Path]:
-    """Where each file's overlay goes: below `out` as below the files' common folder, so that equal names stay apart."""
+def overlay_paths(files: Sequence[Path], out: Path) -> list[Path]:
+    """Where each file's overlay goes: below `out` as below the files' common folder, so that equal names stay apart.
+
+    Raises:
+        UserError: an overlay would overwrite one of the files.
+    """
     folders = [file.resolve().parent for file in files]
     common = folders[0] if folders else Path()
     while not all(folder.is_relative_to(common) for folder in folders):
@@ -226,4 +227,7 @@ def _overlay_paths(files: Sequence[Path], out: Path) -> list[Path]:
             path = path.with_name(f"{file.name}.png")
         taken.add(path)
         paths.append(path)
+    overwritten = {path.resolve() for path in paths} & {file.resolve() for file in files}
+    if overwritten:
+        raise UserError(f"{out}: {min(overwritten).name} would overwrite the picture itself; choose another --out")
     return paths

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mrcnn_cli.errors import UserError
-from mrcnn_cli.structures import Detections
+from mrcnn_cli.structures import Detections, Size
 
 Metrics = dict[str, Any]
 
@@ -62,6 +62,36 @@ def results(
             entry["keypoints"] = [_shortest(value) for value in points[index]]
         entries.append({**entry, "file_name": file_name})
     return entries
+
+
+def detections(
+    entries: Sequence[dict[str, Any]], category_ids: Sequence[int], size: Size, keypoint_offset: float = 0.0
+) -> Detections:
+    """What `results` made entries of, to be drawn.
+
+    Args:
+        entries: of one image.
+        category_ids: the category id of each label.
+        size: (height, width) of the picture.
+        keypoint_offset: as for `results`.
+    """
+    labels = {category: label for label, category in enumerate(category_ids)}
+    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    masks, keypoints = None, None
+    if entries and "segmentation" in entries[0]:
+        masks = [{**entry["segmentation"], "counts": entry["segmentation"]["counts"].encode()} for entry in entries]
+    if entries and "keypoints" in entries[0]:
+        keypoints = torch.tensor([entry["keypoints"] for entry in entries], dtype=torch.float32).unflatten(1, (-1, 3))
+        keypoints += torch.tensor([keypoint_offset, keypoint_offset, 0.0])
+    return Detections(
+        boxes=boxes,
+        scores=torch.tensor([entry["score"] for entry in entries]),
+        labels=torch.tensor([labels[entry["category_id"]] for entry in entries], dtype=torch.int64),
+        size=size,
+        masks=masks,
+        keypoints=keypoints,
+    )
 
 
 def truth_detections(

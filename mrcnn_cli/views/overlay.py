@@ -67,6 +67,7 @@ def compare(
     detections: Detections,
     classes: Sequence[str],
     *,
+    title: str = "",
     scale: int | None = None,
     skeleton: Skeleton = PLAIN,
 ) -> Image.Image:
@@ -77,6 +78,7 @@ def compare(
         truth: as from `evaluation.coco.truth_detections`; its scores are not shown.
         detections: in pixels of `image`.
         classes: the name of each label.
+        title: stands before all else above the picture.
         scale, skeleton: as for `draw`.
     """
     truth, detections = _drawable(image, truth), _drawable(image, detections)
@@ -98,8 +100,10 @@ def compare(
     for column, (name, shown, panel) in enumerate(panels):
         left = column * (width + SPACE)
         picture.paste(panel, (left, strip))
-        counts = _counts(shown, classes) or "nothing"
-        caption = canvas.fit(f"{name}: {counts}", face, width - face.size)
+        text = f"{name}: {_counts(shown, classes) or 'nothing'}"
+        if title and column == 0:
+            text = f"{canvas.spell(title)}  {text}"
+        caption = canvas.fit(text, face, width - face.size)
         pen.text((left + face.size / 2, strip / 2), caption, fill=canvas.PAPER, font=face, anchor="lm")
     return picture
 

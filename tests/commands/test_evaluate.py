@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from tests.commands.conftest import CATEGORIES, TINY, assignments
@@ -45,6 +46,21 @@ def test_results_and_metrics_are_written_where_asked(mrcnn, trained, shapes, tmp
     assert len(results) == outcome.json["detections"]
     assert {entry["category_id"] for entry in results} <= {3, 7}
     COCO(shapes / "shapes.json").loadRes(results)  # raises where they do not belong together
+
+
+def test_pictures_of_the_worst_images_are_written_beside_the_results(mrcnn, trained, tmp_path):
+    everything = ("--set", "predict.score_threshold=0")
+    outcome = mrcnn("evaluate", trained, *everything, "--out", "all")
+    assert sorted(path.name for path in (tmp_path / "all" / "pictures").iterdir()) == [f"{n}.png" for n in range(1, 5)]
+    with Image.open(tmp_path / "all" / "pictures" / "1.png") as picture:
+        assert picture.width > 2 * 700  # the truth and the prediction, enlarged
+    assert (tmp_path / "all" / "overview.png").is_file()
+    assert outcome.err.endswith("all/metrics.json, all/results.json, all/pictures/, all/overview.png\n")
+    mrcnn("evaluate", trained, *everything, "--out", "two", "--pictures", "2")
+    assert len(list((tmp_path / "two" / "pictures").iterdir())) == 2
+    mrcnn("evaluate", trained, "--out", "none", "--pictures", "0")
+    assert sorted(path.name for path in (tmp_path / "none").iterdir()) == ["metrics.json", "results.json"]
+    assert mrcnn("evaluate", trained, "--pictures", "2").status == 2
 
 
 def test_the_recipe_that_is_kept_with_the_weights_can_be_changed(mrcnn, trained):

@@ -362,6 +362,17 @@ def test_results_keep_every_bit_of_a_float32():
     assert torch.equal(torch.tensor([entry["bbox"][2:] for entry in entries]), boxes[:, 2:] - boxes[:, :2])
 
 
+def test_detections_come_back_from_their_results():
+    for found in (detections(), detections(masks=False), detections().take(torch.zeros(0, dtype=torch.int64))):
+        entries = json.loads(json.dumps(coco.results(found, 7, [10, 20], "seven.png")))
+        back = coco.detections(entries, [10, 20], (40, 60))
+        torch.testing.assert_close(back.boxes, found.boxes)
+        assert torch.equal(back.scores, found.scores)
+        assert torch.equal(back.labels, found.labels)
+        assert back.size == (40, 60)
+        assert back.masks == (found.masks or None)
+
+
 def test_results_of_a_model_without_masks_have_no_segmentation():
     assert all("segmentation" not in entry for entry in coco.results(detections(masks=False), 1, [10, 20], "a.png"))
 

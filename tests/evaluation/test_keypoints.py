@@ -170,6 +170,8 @@ def test_results_are_in_the_coordinates_of_the_file():
     [entry] = coco.results(detected(), 7, [3], "a.jpg", 0.5)
     assert entry["keypoints"] == pytest.approx([10, 19.75, 0.9, 30, 40, 0.1])
     assert json.loads(json.dumps(entry)) == entry
+    back = coco.detections([entry], [3], (100, 100), 0.5)
+    torch.testing.assert_close(back.keypoints, detected().keypoints)
     assert coco.results(detected(), 7, [3], "a.jpg")[0]["keypoints"][:2] == [10.5, 20.25]
 
 
