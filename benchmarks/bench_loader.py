@@ -39,10 +39,11 @@ VARIANTS = {
 }
 
 
-def made_up(folder, count):
+def made_up(folder, count, classes=1):
     """Photographs of noise of all scales, about as large as files as real ones, and their COCO file."""
     random = torch.Generator().manual_seed(0)
-    truth = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "thing"}]}
+    truth = {"images": [], "annotations": []}
+    truth["categories"] = [{"id": number, "name": f"thing {number}"} for number in range(1, classes + 1)]
     for number in range(1, count + 1):
         picture = torch.zeros(3, *SIZE)
         for cells, strength in ((4, 45), (16, 30), (64, 12), (240, 6)):
@@ -57,7 +58,8 @@ def made_up(folder, count):
             radius = 30 + 60 * torch.rand(40, generator=random).numpy()
             points = centre + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
             (x1, y1), (x2, y2) = points.min(0), points.max(0)
-            annotation = {"id": len(truth["annotations"]) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            done = len(truth["annotations"])
+            annotation = {"id": done + 1, "image_id": number, "category_id": done % classes + 1, "iscrowd": 0}
             annotation |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": 1.0, "segmentation": [points.ravel().tolist()]}
             truth["annotations"].append(annotation)
     (folder / "coco.json").write_text(json.dumps(truth))

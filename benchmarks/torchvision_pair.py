@@ -42,7 +42,7 @@ LIBRARY_CALLS = (
 BACKWARD_CALLS = ("ConvolutionBackward0", "AddmmBackward0", "_LinearBackward")
 
 
-def config(samples=None, score_threshold=0.05):
+def config(samples=None, score_threshold=0.05, **backbone):
     """Our recipe with torchvision's numbers; `samples` in every mini-batch, or torchvision's 256 and 512."""
     roi = {"sampling_ratio": 2, "aligned": False}
     rpn = {"samples_per_image": samples or 256, "pre_nms_top_n": 1000, "post_nms_top_n": 1000}
@@ -50,7 +50,7 @@ def config(samples=None, score_threshold=0.05):
         {
             "name": "mask_rcnn",
             "pixels": {"mean": [255 * m for m in MEAN], "deviation": [255 * d for d in DEVIATION]},
-            "backbone": {"name": "resnet50", "norm": "batch_norm"},
+            "backbone": {"name": "resnet50", "norm": "batch_norm"} | backbone,
             "anchors": {"sizes": [[32], [64], [128], [256], [512]], "rounded": True},
             "rpn": rpn,
             "box_head": {
@@ -149,8 +149,19 @@ def report(script, works, rounds, facts, options=()):
             f"{100 * rows[name]['share_in_convolutions']:3.0f} %  peak {rows[name]['peak_mb']:6.0f} MB",
             flush=True,
         )
-    floor = seconds["mrcnn"] * rows["mrcnn"]["share_in_convolutions"]
-    ceilings = {name: seconds[name] / floor for name in works if name != "mrcnn"}
+    return stamped(rows, rounds, facts)
+
+
+def stamped(rows, rounds, facts):
+    """All that was measured, with when and where, and the ceilings that the libraries set, which are printed.
+
+    Args:
+        rows: name -> what was measured of it, at least "seconds" and "share_in_convolutions".
+        rounds: how often.
+        facts: what else there is to say.
+    """
+    floor = rows["mrcnn"]["seconds"] * rows["mrcnn"]["share_in_convolutions"]
+    ceilings = {name: row["seconds"] / floor for name, row in rows.items() if name != "mrcnn"}
     for name, ceiling in ceilings.items():
         print(f"were all else free, we would be {ceiling:.2f}x as fast as {name}")
     with open("/proc/cpuinfo") as lines:
