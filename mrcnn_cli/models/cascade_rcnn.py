@@ -17,7 +17,7 @@ from mrcnn_cli.models.box_head import BoxHead, BoxHeadConfig
 from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
-from mrcnn_cli.models.results import detections
+from mrcnn_cli.models.results import FoundMasks, detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
 from mrcnn_cli.ops import decode
 from mrcnn_cli.ops.box_coding import clip_boxes
@@ -125,13 +125,12 @@ class CascadeRCNN(nn.Module):
         found = self.box_heads[-1].best(
             torch.stack(scores).mean(0), torch.cat(boxes)[:, None], [len(b) for b in boxes], images.sizes
         )
-        config, masks = MaskHeadConfig(), cast(list[Tensor | None], [None] * len(found))
+        masks: Sequence[FoundMasks | None] = [None] * len(found)
         if self.mask_head is not None:
-            mask_logits = self.mask_head(features, [f.boxes for f in found], [f.labels for f in found])
-            config, masks = self.mask_head.config, list(mask_logits.sigmoid().split([len(f.boxes) for f in found]))
+            masks = self.mask_head.found(features, found)
         return [
-            detections(f, size, original, mask, config.threshold, paste=config.paste)
-            for f, size, original, mask in zip(found, images.sizes, images.original_sizes, masks, strict=True)
+            detections(f, size, original, m)
+            for f, size, original, m in zip(found, images.sizes, images.original_sizes, masks, strict=True)
         ]
 
 

@@ -13,7 +13,7 @@ from mrcnn_cli.models.fpn import FPNConfig, build_neck
 from mrcnn_cli.models.keypoint_head import KeypointHead, KeypointHeadConfig, heatmap_keypoints
 from mrcnn_cli.models.mask_head import MaskHead, MaskHeadConfig
 from mrcnn_cli.models.preprocess import PixelsConfig, Preprocess
-from mrcnn_cli.models.results import detections
+from mrcnn_cli.models.results import FoundMasks, detections
 from mrcnn_cli.models.rpn import RPN, AnchorsConfig, RPNConfig, check_levels
 from mrcnn_cli.structures import Denominator, Detections, ImageBatch, Targets, at_least_one
 
@@ -92,16 +92,13 @@ class KeypointRCNN(nn.Module):
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
         # Keypoints and masks are looked for in the final boxes, not in the proposals.
-        boxes, labels, counts = [f.boxes for f in found], [f.labels for f in found], [len(f.boxes) for f in found]
-        heatmaps = self.keypoint_head(features, boxes).split(counts)
-        masks: Sequence[Tensor | None] = [None] * len(found)
-        config = MaskHeadConfig()
+        heatmaps = self.keypoint_head(features, [f.boxes for f in found]).split([len(f.boxes) for f in found])
+        masks: Sequence[FoundMasks | None] = [None] * len(found)
         if self.mask_head is not None:
-            masks = self.mask_head(features, boxes, labels, self.box_head.stage).sigmoid().split(counts)
-            config = self.mask_head.config
+            masks = self.mask_head.found(features, found, self.box_head.stage)
         rule = self.keypoint_head.config.score
         return [
-            detections(f, size, original, m, config.threshold, heatmap_keypoints(maps, f.boxes, rule), config.paste)
+            detections(f, size, original, m, heatmap_keypoints(maps, f.boxes, rule))
             for f, size, original, maps, m in zip(
                 found, images.sizes, images.original_sizes, heatmaps, masks, strict=True
             )

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mrcnn_cli.config import Config
-from mrcnn_cli.models.box_head import Sampled
+from mrcnn_cli.models.box_head import Found, Sampled
 from mrcnn_cli.models.convolution import ConvNorm, Norm
 from mrcnn_cli.models.regions import RoIConfig, cut_regions
-from mrcnn_cli.models.results import Paste
+from mrcnn_cli.models.results import FoundMasks, Paste
 from mrcnn_cli.ops import mask_targets
 from mrcnn_cli.structures import Denominator, Masks, Targets, at_least_one
 
@@ -105,6 +105,19 @@ class MaskHead(nn.Module):
         )
         loss = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
         return {"loss_mask": loss / denominator(logits.numel())}
+
+    def found(
+        self, features: Sequence[Tensor], found: Sequence[Found], stage: nn.Module | None = None
+    ) -> list[FoundMasks]:
+        """The masks of what was found in each image, cut at the final boxes, not at the proposals.
+
+        Args:
+            features: as `forward` takes them, and so is `stage`.
+            found: per image, as the box head gives it.
+        """
+        logits = self(features, [f.boxes for f in found], [f.labels for f in found], stage)
+        parts = logits.sigmoid().split([len(f.boxes) for f in found])
+        return [FoundMasks(part, self.config.threshold, self.config.paste) for part in parts]
 
     def _wanted(self, sampled: Sampled, target: Targets, size: int) -> Tensor:
         masks = target.masks if target.masks is not None else Masks([], torch.eye(2, 3, dtype=torch.float64))

@@ -78,12 +78,8 @@ class MaskRCNN(nn.Module):
         proposals = self.rpn.proposals(logits, deltas, images.sizes)
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
-        # Masks are cut at the final boxes, not at the proposals.
-        boxes, labels = [f.boxes for f in found], [f.labels for f in found]
-        mask_logits = self.mask_head(features, boxes, labels, self.box_head.stage)
-        config = self.mask_head.config
-        probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
+        masks = self.mask_head.found(features, found, self.box_head.stage)
         return [
-            detections(f, size, original, masks, config.threshold, paste=config.paste)
-            for f, size, original, masks in zip(found, images.sizes, images.original_sizes, probabilities, strict=True)
+            detections(f, size, original, m)
+            for f, size, original, m in zip(found, images.sizes, images.original_sizes, masks, strict=True)
         ]

@@ -102,15 +102,13 @@ class PanopticFPN(nn.Module):
         proposals = self.rpn.proposals(logits, deltas, images.sizes)
         class_logits, box_deltas = self.box_head(features, proposals)
         found = self.box_head.found(class_logits, box_deltas, proposals, images.sizes)
-        boxes, labels = [f.boxes for f in found], [f.labels for f in found]
-        mask_logits = self.mask_head(features, boxes, labels, self.box_head.stage)
-        probabilities = mask_logits.sigmoid().split([len(f.boxes) for f in found])
-        semantic, config = self.semantic_head(features), self.mask_head.config
+        masks = self.mask_head.found(features, found, self.box_head.stage)
+        semantic = self.semantic_head(features)
         results = []
-        for f, scores, masks, size, original in zip(
-            found, semantic, probabilities, images.sizes, images.original_sizes, strict=True
+        for f, m, scores, size, original in zip(
+            found, masks, semantic, images.sizes, images.original_sizes, strict=True
         ):
-            objects = detections(f, size, original, masks, config.threshold, paste=config.paste)
+            objects = detections(f, size, original, m)
             classes = self.semantic_head.classes(scores, size, original)
             results.append(replace(objects, segments=merge(objects, classes, self.num_classes, self.merging)))
         return results

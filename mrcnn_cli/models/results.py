@@ -1,5 +1,6 @@
 """From the network's input back to the picture."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,14 +16,27 @@ from mrcnn_cli.structures import Detections, Size
 Paste = Literal["exact", "whole_pixels"]
 
 
+@dataclass(frozen=True)
+class FoundMasks:
+    """The masks of the boxes found in one image, as a mask head gives them.
+
+    Attributes:
+        probabilities: [D, M, M], each over its box.
+        threshold: a pixel belongs to the mask from this probability on.
+        paste: how masks lie in their boxes.
+    """
+
+    probabilities: Tensor
+    threshold: float
+    paste: Paste
+
+
 def detections(
     found: Found,
     size: Size,
     original_size: Size,
-    masks: Tensor | None = None,
-    threshold: float = 0.5,
+    masks: FoundMasks | None = None,
     keypoints: Tensor | None = None,
-    paste: Paste = "exact",
 ) -> Detections:
     """What was found, scaled to the picture and without boxes that are empty there; masks pasted.
 
@@ -30,10 +44,8 @@ def detections(
         found: in pixels of the network's input.
         size: (height, width) of the image there.
         original_size: (height, width) of the picture.
-        masks: [D, M, M] probabilities, for models with masks.
-        threshold: of the masks.
+        masks: for models with masks.
         keypoints: [D, P, 3] x, y (in pixels of the network's input) and score, for models with keypoints.
-        paste: how masks lie in their boxes.
     """
     factor_y, factor_x = original_size[0] / size[0], original_size[1] / size[1]
     boxes = clip_boxes(found.boxes * found.boxes.new_tensor([factor_x, factor_y, factor_x, factor_y]), original_size)
@@ -41,12 +53,15 @@ def detections(
     boxes = boxes[keep]
     if keypoints is not None:
         keypoints = (keypoints[keep] * keypoints.new_tensor([factor_x, factor_y, 1.0])).cpu()
+    pasted = None
+    if masks is not None:
+        pasted = paste_masks(*placed(masks.probabilities[keep], boxes, masks.paste), original_size, masks.threshold)
     return Detections(
         boxes.cpu(),
         found.scores[keep].cpu(),
         found.labels[keep].cpu(),
         original_size,
-        None if masks is None else paste_masks(*placed(masks[keep], boxes, paste), original_size, threshold),
+        pasted,
         keypoints,
     )
 
