@@ -13,7 +13,7 @@ Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "gr
 BatchNorms = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # The backward pass of oneDNN 3.12 (in torch 2.14), of a convolution of 1x1 with a stride and fewer input channels than
 # these, channels last, writes past the end of its memory. There the pixels between are left out beforehand.
-MANY = 16
+SAFE_STRIDED_CHANNELS = 16
 Activation = Literal["none", "relu", "relu6", "hard_swish"]
 
 
@@ -127,7 +127,7 @@ class ConvNorm(nn.Conv2d):
             return conv3x3(x, weight, bias)
         if self.kernel_size == self.stride == (1, 1) and self.groups == 1 and onednn.takes(x):
             return onednn.conv1x1(x, weight, bias)
-        if self.kernel_size == (1, 1) and self.in_channels < MANY and self.padding == (0, 0):
+        if self.kernel_size == (1, 1) and self.in_channels < SAFE_STRIDED_CHANNELS and self.padding == (0, 0):
             rows, columns = self.stride
             return functional.conv2d(x[:, :, ::rows, ::columns], weight, bias, groups=self.groups)
         return self._conv_forward(x, weight, bias)
