@@ -12,10 +12,12 @@ from pycocotools import mask as coco_mask
 
 SIDE = 64
 CLASSES = ("square", "disc", "run")
+CORNERS = ("left", "right", "middle")  # keypoints of the squares
 
 
 class Planted:
-    """Two splits, train and val, of images of 64 x 64; image i has the annotations 3 * i - 2 to 3 * i."""
+    """Two splits, train and val, of images of 64 x 64; image i has the annotations 3 * i - 2 to 3 * i, the first of
+    them with keypoints."""
 
     def __init__(self, root: Path, per_split: int = 100):
         self.root = root
@@ -26,6 +28,7 @@ class Planted:
             folder.mkdir()
             content: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
             content["categories"] = [{"id": k + 1, "name": label} for k, label in enumerate(CLASSES)]
+            content["categories"][0] |= {"keypoints": list(CORNERS), "skeleton": [[1, 3], [3, 2]]}
             for number in range(1, per_split + 1):
                 coarse = generator.integers(0, 256, (16, 16, 3), np.uint8)
                 Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(folder / f"{number}.png")
@@ -43,6 +46,8 @@ class Planted:
             mask[y : y + 16, x : x + 16] = 1
             encoding = coco_mask.encode(mask)
             square["segmentation"] = {"size": [SIDE, SIDE], "counts": encoding["counts"].decode()}
+        if k == 0:
+            square |= {"keypoints": [x, y, 2, x + 15, y, 1, x + 7.5, y + 7.5, 2], "num_keypoints": 3}
         where = {"id": (image - 1) * 3 + k + 1, "image_id": image, "category_id": k + 1}
         return where | {"bbox": [x, y, 16, 16], "iscrowd": 0} | square
 
@@ -165,6 +170,27 @@ def imbalance(data: Planted, image: int) -> Place:
     for content in data.content.values():
         content["categories"].append({"id": 6, "name": "rare"})
     data.annotation((image - 1) * 3 + 1)["category_id"] = 6
+    return None, None
+
+
+def named(*keypoints: str, k: int = 2, split: str = "train") -> Callable[[Planted, int], Place]:
+    """Other keypoints of a category."""
+
+    def plant(data: Planted, image: int) -> Place:
+        data.content[split]["categories"][k]["keypoints"] = list(keypoints)
+        return None, None
+
+    return plant
+
+
+def unnamed(data: Planted, image: int) -> Place:
+    number = (image - 1) * 3 + 2
+    data.annotation(number, "val").update(keypoints=[5, 5, 2], num_keypoints=1)
+    return f"{image}.png", number
+
+
+def loose_line(data: Planted, image: int) -> Place:
+    data.content["train"]["categories"][0]["skeleton"].append([1, 4])
     return None, None
 
 
@@ -306,6 +332,17 @@ PLANTS: dict[str, Callable[[Planted, int], Place]] = {
     "polygon-leaves-image": with_part(20, -6, 24, -6, 24, 6, 20, 6),
     "runs-of-other-size": segmented({"size": [SIDE, SIDE + 1], "counts": [SIDE * (SIDE + 1)]}, k=2),
     "runs-malformed": segmented({"size": [SIDE, SIDE], "counts": [5, 5]}, k=2),
+    "keypoint-names": named("top", "top", k=1),
+    "keypoints-differ": named("right", "left", "middle", k=0, split="val"),
+    "keypoints-malformed": annotated(keypoints=[5, 5, 2, 9, 9, 2]),
+    "keypoint-visibility": annotated(keypoints=[5, 5, 2, 9, 9, 3, 0, 0, 0]),
+    "keypoint-not-finite": annotated(keypoints=[5, 5, 2, float("nan"), 9, 2, 0, 0, 0]),
+    "keypoint-outside": annotated(keypoints=[5, 5, 2, 66, 9, 1, 0, 0, 0]),
+    "keypoint-count-disagrees": annotated(num_keypoints=2),
+    "keypoints-unnamed": unnamed,
+    "keypoint-unused": named("end"),
+    "keypoint-one-sided": named("left_end"),
+    "skeleton-malformed": loose_line,
     "duplicate-annotation": repeated,
     "image-empty": empty,
     "no-anchor": sliver,

@@ -20,7 +20,7 @@ from mrcnn_cli.data.annotations import (
 )
 from mrcnn_cli.data.coco_file import read_content, some, without_collecting
 from mrcnn_cli.data.image import image_size, read_image
-from mrcnn_cli.data.keypoints import KeypointsConfig, read_categories, read_object
+from mrcnn_cli.data.keypoints import OUTSIDE, KeypointsConfig, read_categories, read_object
 from mrcnn_cli.data.masks import visible_box
 from mrcnn_cli.data.panoptic import LabelMaps, PanopticMaps, is_panoptic
 from mrcnn_cli.data.proposals import MatchedProposals
@@ -507,7 +507,7 @@ class _Reader:
         for _ in range(lost):
             self.repairs.note("keypoint with values that are not finite", "taken as not labelled", example)
         for x, y, visibility in zip(values[0::3], values[1::3], values[2::3], strict=True):
-            if visibility and not (-1 < x < record.width + 1 and -1 < y < record.height + 1):
+            if visibility and not (-OUTSIDE < x < record.width + OUTSIDE and -OUTSIDE < y < record.height + OUTSIDE):
                 self.repairs.note("keypoint outside of its image", "not learnt", example)
         return values
 

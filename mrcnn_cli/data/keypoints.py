@@ -15,6 +15,8 @@ from mrcnn_cli.errors import UserError
 
 Pairs = tuple[tuple[str, str], ...]
 
+OUTSIDE = 1.0  # pixels by which a keypoint may leave its image: it counts pixels, or their corners
+
 _LEFT = (
     (re.compile("left"), "right"),
     (re.compile("Left"), "Right"),
@@ -22,6 +24,10 @@ _LEFT = (
     (re.compile("^l(?=[_. -])|(?<=[_. -])l$"), "r"),
     (re.compile("^L(?=[_. -])|(?<=[_. -])L$"), "R"),
 )
+
+
+# A side in a name, where it begins a word: "upright" has none.
+_SIDE = re.compile("(?<![a-z])(left|right)|Left|Right|LEFT|RIGHT|^[lrLR](?=[_. -])|(?<=[_. -])[lrLR]$")
 
 
 class KeypointsConfig(Config):
@@ -83,6 +89,12 @@ def left_and_right(names: Sequence[str]) -> Pairs:
                 pairs.append((name, counterpart))
                 break
     return tuple(pairs)
+
+
+def one_sided(names: Sequence[str]) -> list[str]:
+    """The names with a side, left or right, whose counterpart is missing: a mirror would not exchange them."""
+    paired = {name for pair in left_and_right(names) for name in pair}
+    return [name for name in names if name not in paired and _SIDE.search(name)]
 
 
 def read_categories(

@@ -122,9 +122,9 @@ def test_an_area_that_is_none_is_computed(tmp_path, area):
 
 def test_objects_of_other_classes_at_one_place_are_no_repetition(tmp_path):
     content = content_of(tmp_path)
-    content["annotations"].append(content["annotations"][0] | {"id": 99, "category_id": 2})
+    content["annotations"].append(content["annotations"][1] | {"id": 99, "category_id": 1})
     assert found_in(content)[1] == []
-    content["annotations"].append(content["annotations"][0] | {"id": 100})
+    content["annotations"].append(content["annotations"][1] | {"id": 100})
     assert [(f.fault, f.annotation_id) for f in found_in(content)[1]] == [("duplicate-annotation", 100)]
 
 
@@ -144,13 +144,13 @@ ODD = st.sampled_from(
         *(None, "", "x", True, float("nan"), float("inf"), -1, 0, 1.5, 10**400, 2**63, {}, [], [[]], [None], [1, 2]),
         *([0, 0, 5, 5], [float("nan")] * 4, [[1, 2, 3, 4, 5, 6]], [["a"] * 6], [[1e300] * 6]),
         *({"size": [64, 64]}, {"size": [64, 64], "counts": "!"}, {"size": [64, 64], "counts": [4096]}),
-        {"size": None, "counts": [1]},
+        *([5] * 9, [10**400, 1, 2] * 3, [float("nan")] * 9, ["a"] * 3, {"size": None, "counts": [1]}),
     ]
 )
 KEYS = {
     "images": ["id", "file_name", "height", "width"],
-    "annotations": ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"],
-    "categories": ["id", "name"],
+    "annotations": ["id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "keypoints"],
+    "categories": ["id", "name", "keypoints", "skeleton"],
 }
 PLACES = st.sampled_from([(table, key) for table, keys in KEYS.items() for key in keys])
 
@@ -224,3 +224,104 @@ def test_depth_and_channels_are_told_in_words(tmp_path, mode, words):
     Image.new(mode, (9, 5)).save(tmp_path / "a.png")
     found = describe(tmp_path / "a.png")
     assert (found.pixels, found.size, found.orientation) == (words, (5, 9), 1)
+
+
+def with_keypoints(tmp_path, *names, **category):
+    """Three images whose squares have these keypoints, all at 5, 5 and visible."""
+    content = content_of(tmp_path)
+    content["categories"][0].update(keypoints=list(names), skeleton=[], **category)
+    for annotation in content["annotations"][::3]:
+        annotation.update(keypoints=[5, 5, 2] * len(names), num_keypoints=len(names))
+    return content
+
+
+def said(content, fault):
+    tables, findings = found_in(content)
+    contents, _ = repaired(tables, findings)
+    return [finding.words for finding in findings if finding.fault == fault], contents[0]
+
+
+def test_a_file_with_keypoints_may_have_crowds_and_objects_without_them(tmp_path):
+    content = with_keypoints(tmp_path, "nose", "left_eye", "right_eye")
+    del content["annotations"][0]["keypoints"], content["annotations"][0]["num_keypoints"]
+    content["annotations"][3] |= {"keypoints": [0] * 9, "num_keypoints": 0, "iscrowd": 1}
+    assert found_in(content)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "lone"),
+    [
+        (["snout", "leftear", "rightear"], ""),
+        (["snout", "leftear", "tail"], "leftear"),
+        (["L_eye", "R_eye", "paw_r"], "paw_r"),
+        (["Front Left Paw", "Hind Right Paw"], "Front Left Paw, Hind Right Paw"),
+        (["upright", "rlimb", "collar", "bright_l2"], ""),
+    ],
+)
+def test_a_keypoint_of_one_side_wants_its_counterpart(tmp_path, names, lone):
+    words, _ = said(with_keypoints(tmp_path, *names), "keypoint-one-sided")
+    assert words == ([f"category 'square': no counterpart on the other side for {lone}"] if lone else [])
+
+
+@pytest.mark.parametrize(
+    ("given", "fault", "words", "left"),
+    [
+        ([1, 2, 2], "keypoints-malformed", "'keypoints' has 3 instead of 6 numbers", [0] * 6),
+        ([1, 2, 2, 3, "4", 2], "keypoints-malformed", "'keypoints' is [1, 2, 2, 3, '4', 2] instead of 6", [0] * 6),
+        ("none", "keypoints-malformed", "'keypoints' is 'none'", [0] * 6),
+        ([1, 2, 0.5, 3, 4, -1], "keypoint-visibility", "keypoint 'a', 'b' has the visibility 0.5", None),
+        ([1, 2, 2, 10**400, 4, 2], "keypoint-not-finite", "keypoint 'b' has values", [1, 2, 2, 0, 0, 0]),
+        ([1, 2, float("nan"), 3, 4, 1], "keypoint-not-finite", "keypoint 'a' has values", [0, 0, 0, 3, 4, 1]),
+        ([65.5, 2, 1, 3, 4, 2], "keypoint-outside", "lies at 65.5, 2, the image is 64 x 64", [0, 0, 0, 3, 4, 2]),
+        ([1, -2, 1, 3, 4, 2], "keypoint-outside", "keypoint 'a' lies at 1, -2", [0, 0, 0, 3, 4, 2]),
+    ],
+)
+def test_faulty_points_are_told_and_those_that_can_be_are_taken_as_not_labelled(tmp_path, given, fault, words, left):
+    content = with_keypoints(tmp_path, "a", "b")
+    content["annotations"][0]["keypoints"] = given
+    [found], mended = said(content, fault)
+    assert words in found
+    annotation = mended["annotations"][0]
+    assert annotation["keypoints"] == (given if left is None else left)
+    assert annotation["num_keypoints"] == sum(visibility > 0 for visibility in annotation["keypoints"][2::3])
+
+
+def test_points_at_the_edge_or_not_labelled_are_not_outside(tmp_path):
+    content = with_keypoints(tmp_path, "a", "b")
+    content["annotations"][0] |= {"keypoints": [-0.9, 64.9, 2, -70, 900, 0], "num_keypoints": 1}
+    assert found_in(content)[1] == []
+
+
+@pytest.mark.parametrize("given", [None, 1, 3, "2", True])
+def test_a_number_of_keypoints_that_is_not_theirs_is_counted_anew(tmp_path, given):
+    content = with_keypoints(tmp_path, "a", "b")
+    content["annotations"][0]["num_keypoints"] = given
+    [words], mended = said(content, "keypoint-count-disagrees")
+    assert words == f"'num_keypoints' is {given!r}, 2 are labelled"
+    assert mended["annotations"][0]["num_keypoints"] == 2
+
+
+@pytest.mark.parametrize(("names", "words"), [("a", "is 'a' instead of the list"), (["a", ""], "instead of the list")])
+def test_names_that_are_none_are_told_once_and_their_annotations_left_in_peace(tmp_path, names, words):
+    content = with_keypoints(tmp_path, "a", "b")
+    content["categories"][0]["keypoints"] = names
+    findings = found_in(content)[1]
+    assert [finding.fault for finding in findings] == ["keypoint-names"]
+    assert words in findings[0].words
+
+
+def test_another_order_of_keypoints_in_another_split_is_told_with_both(tmp_path):
+    (tmp_path / "other").mkdir()
+    content, other = with_keypoints(tmp_path, "a", "b"), with_keypoints(tmp_path / "other", "b", "a")
+    splits = [Split("train", Path(), Path("train.json"), content), Split("val", Path(), Path("val.json"), other)]
+    [finding] = annotation_findings(splits)[1]
+    assert (finding.fault, finding.source) == ("keypoints-differ", "val.json")
+    assert finding.words == "category 'square' has the keypoints b, a; category 'square' of train has a, b"
+
+
+def test_a_skeleton_keeps_its_sound_lines(tmp_path):
+    content = with_keypoints(tmp_path, "a", "b")
+    content["categories"][0]["skeleton"] = [[1, 2], [2, 3], [0, 1], [1], "x"]
+    [words], mended = said(content, "skeleton-malformed")
+    assert words == "category 'square': its skeleton has the line [2, 3], but there are keypoints 1 to 2"
+    assert mended["categories"][0]["skeleton"] == [[1, 2]]

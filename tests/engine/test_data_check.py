@@ -7,6 +7,7 @@ from PIL import Image
 
 from mrcnn_cli.data.check.faults import FAULTS
 from mrcnn_cli.data.coco import Dataset
+from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.engine.data_check import check, find_source, fix
 from mrcnn_cli.engine.run import read_config
 from mrcnn_cli.errors import UserError
@@ -23,7 +24,7 @@ def report_of(data, **settings):
 
 @pytest.fixture
 def data(tmp_path):
-    return Planted(tmp_path)
+    return Planted(tmp_path, per_split=120)  # an image for each fault
 
 
 def test_a_clean_data_set_has_no_fault(data):
@@ -76,7 +77,7 @@ def test_a_mended_data_set_can_be_read_where_the_faulty_one_could_not(data, tmp_
     with pytest.raises(UserError):
         Dataset.read(tmp_path / "train", tmp_path / "train.json")
     fix(report, tmp_path / "mended")
-    dataset = Dataset.read(tmp_path / "train", tmp_path / "mended" / "train.json")
+    dataset = Dataset.read(tmp_path / "train", tmp_path / "mended" / "train.json", keypoints=KeypointsConfig())
     assert dataset.warnings == []
     assert dataset.has_masks
 

@@ -7,6 +7,7 @@ import numpy as np
 from mrcnn_cli.data.check.classes import class_findings
 from mrcnn_cli.data.check.faults import Finding
 from mrcnn_cli.data.check.geometry import box_findings, crossing, polygon_findings, repeated_findings
+from mrcnn_cli.data.check.keypoints import keypoint_findings
 from mrcnn_cli.data.check.tables import Split, Table, read_table
 from mrcnn_cli.data.shape_faults import whole
 
@@ -21,7 +22,7 @@ def annotation_findings(splits: Sequence[Split]) -> tuple[list[Table], list[Find
         crossed = crossing(table.polygons)
         findings += box_findings(table, crossed) + polygon_findings(table, crossed) + repeated_findings(table)
         findings += _missing_masks(table) + _empty_images(table)
-    return tables, findings + class_findings(tables)
+    return tables, findings + class_findings(tables) + keypoint_findings(tables)
 
 
 def _missing_masks(table: Table) -> list[Finding]:

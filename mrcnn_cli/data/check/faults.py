@@ -59,6 +59,22 @@ FAULTS: dict[str, Fault] = {
     "polygon-leaves-image": Fault("warning", "a polygon that leaves its image by more than 2 pixels"),
     "runs-of-other-size": Fault("error", "a run-length encoding of another size than its image"),
     "runs-malformed": Fault("error", "a run-length encoding that cannot be read", "left out"),
+    # keypoints
+    "keypoint-names": Fault("error", "a category whose keypoints are no list of different names"),
+    "keypoints-differ": Fault("error", "a category with other keypoints than the first that has any"),
+    "keypoints-malformed": Fault(
+        "error", "keypoints that are not x, y and visibility of each that the category names", "taken as not labelled"
+    ),
+    "keypoint-visibility": Fault("error", "a visibility that is not 0, 1 or 2"),
+    "keypoint-not-finite": Fault("warning", "a keypoint with NaN or infinity", "taken as not labelled"),
+    "keypoint-outside": Fault("warning", "a labelled keypoint outside of its image", "taken as not labelled"),
+    "keypoint-count-disagrees": Fault(
+        "warning", "a num_keypoints that is missing or not the number of labelled ones", "counted anew"
+    ),
+    "keypoints-unnamed": Fault("warning", "keypoints of a category that names none"),
+    "keypoint-unused": Fault("warning", "a keypoint that no annotation labels"),
+    "keypoint-one-sided": Fault("warning", "a left or right keypoint without a counterpart, for mirrored pictures"),
+    "skeleton-malformed": Fault("warning", "a skeleton with a line to a keypoint that is not there", "line left out"),
     # objects and images
     "duplicate-annotation": Fault("warning", "an annotation that repeats an earlier one", "left out"),
     "image-empty": Fault("note", "an image without objects (it teaches what background is)"),

@@ -32,6 +32,7 @@ BOX_FROM_MASK = {
     "box-degenerate",
     "box-disagrees",
 }
+LABEL_NO_MORE = {"keypoint-not-finite", "keypoint-outside"}
 RENUMBER = {"category-gap", "class-order", "duplicate-class"}
 
 
@@ -92,6 +93,16 @@ class _Repair:
             self._clip(entry, place)
         elif fault == "area-disagrees":
             entry["area"] = finding.value
+        elif fault == "keypoints-malformed":
+            entry["keypoints"], entry["num_keypoints"] = [0] * finding.value, 0
+        elif fault in LABEL_NO_MORE:
+            for point in finding.value:
+                entry["keypoints"][3 * point : 3 * point + 3] = [0, 0, 0]
+            entry["num_keypoints"] = _labelled(entry)
+        elif fault == "keypoint-count-disagrees":
+            entry["num_keypoints"] = _labelled(entry)
+        elif fault == "skeleton-malformed":
+            entry["skeleton"] = finding.value
         elif fault == "size-missing":
             entry["height"], entry["width"] = finding.value
         elif fault == "duplicate-id" and key == "annotations":
@@ -154,3 +165,7 @@ class _Repair:
             if isinstance(name, str) and name in numbers and names.get(whole(entry.get("id"))) == name:  # type: ignore[arg-type]
                 kept.setdefault(numbers[name], entry | {"id": numbers[name]})
         content["categories"] = [kept[number] for number in sorted(kept)]
+
+
+def _labelled(entry: dict[str, Any]) -> int:
+    return sum(visibility > 0 for visibility in entry["keypoints"][2::3])
