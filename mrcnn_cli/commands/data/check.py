@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from mrcnn_cli.commands.console import Verb, json_option, print_json, results, say, table, typed_path
-from mrcnn_cli.commands.data.source import chosen_recipe, recipe_options, source_options
+from mrcnn_cli.commands.data.source import chosen_recipe, recipe_options, source_options, workers_option
 from mrcnn_cli.commands.progress import Counter
 
 STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -35,13 +35,7 @@ STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 @click.option("--pixels/--no-pixels", default=True, show_default=True, help="Look into the image files too.")
 @click.option("--all", "everything", is_flag=True, help="Print every finding, not only the first of each fault.")
 @recipe_options("objects that none of its anchors can match are a fault")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="NUMBER",
-    show_default="one for each CPU core",
-    help="Processes that look into image files.",
-)
+@workers_option("look into image files")
 @json_option
 def command(
     data: Path | None,
@@ -52,7 +46,7 @@ def command(
     everything: bool,
     recipe: str | None,
     assignments: tuple[str, ...],
-    workers: int | None,
+    workers: int,
     as_json: bool,
 ) -> int:
     """Find what is wrong with a data set; exits with 1 if there are errors.
@@ -64,7 +58,6 @@ def command(
 
     source = find_source(data, images, annotations)
     _, config = chosen_recipe(recipe, assignments)
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
     with Counter("looking at images") as counter:
         report = check(source, config, pixels=pixels, workers=workers, progress=counter.update)
     mended, left = fix(report, out) if out is not None else ({}, report)

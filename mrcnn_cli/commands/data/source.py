@@ -1,5 +1,6 @@
 """How a person names a data set, and a recipe to look at it with."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,18 @@ def recipe_options(purpose: str) -> Callable[[Callable[..., Any]], Callable[...,
         return option(set_option("data.resize.short_side=800")(command))
 
     return decorate
+
+
+def workers_option(purpose: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--workers, one for each core unless it is given; `purpose` says what they do."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        metavar="NUMBER",
+        callback=lambda context, parameter, given: len(os.sched_getaffinity(0)) if given is None else given,
+        show_default="one for each CPU core",
+        help=f"Processes that {purpose}.",
+    )
 
 
 def chosen_recipe(recipe: str | None, assignments: tuple[str, ...]) -> tuple[str, Any]:

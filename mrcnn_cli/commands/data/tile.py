@@ -1,11 +1,11 @@
 """mrcnn data tile: large pictures cut into small ones."""
 
-import os
 from pathlib import Path
 
 import click
 
 from mrcnn_cli.commands.console import Verb, json_option, print_json, say, say_error, shown_path, table, typed_path
+from mrcnn_cli.commands.data.source import workers_option
 from mrcnn_cli.commands.progress import Counter
 from mrcnn_cli.errors import UserError
 
@@ -35,13 +35,7 @@ from mrcnn_cli.errors import UserError
     help="An object of which a tile shows less is a region to ignore there.",
 )
 @click.option("--drop-empty", is_flag=True, help="Leave out tiles that show no object.")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="NUMBER",
-    show_default="one for each CPU core",
-    help="Processes that read and write images.",
-)
+@workers_option("read and write images")
 @json_option
 def command(
     data: Path,
@@ -50,7 +44,7 @@ def command(
     overlap: int,
     min_visible: float,
     drop_empty: bool,
-    workers: int | None,
+    workers: int,
     as_json: bool,
 ) -> int:
     """Cut large images into overlapping tiles, and their objects with them.
@@ -65,7 +59,6 @@ def command(
     from mrcnn_cli.data.tiles import Tiling
     from mrcnn_cli.engine.tile import tile
 
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
     tiling = Tiling(size, overlap, min_visible)
     with Counter("cutting") as counter:
         tiled = tile(data, out, tiling, drop_empty=drop_empty, workers=workers, progress=counter.update)

@@ -1,12 +1,11 @@
 """mrcnn data view: a data set as one page for the browser."""
 
-import os
 from pathlib import Path
 
 import click
 
 from mrcnn_cli.commands.console import Verb, json_option, print_json, say, typed_path
-from mrcnn_cli.commands.data.source import chosen_recipe, recipe_options, source_options
+from mrcnn_cli.commands.data.source import chosen_recipe, recipe_options, source_options, workers_option
 from mrcnn_cli.commands.progress import Counter
 from mrcnn_cli.errors import UserError
 
@@ -59,13 +58,7 @@ from mrcnn_cli.errors import UserError
     show_default="<name of the data set>.html",
     help="The page.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    metavar="NUMBER",
-    show_default="one for each CPU core",
-    help="Processes that read pictures.",
-)
+@workers_option("read pictures")
 @json_option
 def command(
     data: Path | None,
@@ -80,7 +73,7 @@ def command(
     limit: int | None,
     side: int | None,
     out: Path | None,
-    workers: int | None,
+    workers: int,
     as_json: bool,
 ) -> None:
     """Write a data set as one HTML page: pictures, masks, faults, predictions beside the truth.
@@ -111,7 +104,7 @@ def command(
                 side=side,
                 predictions=predictions,
                 score=score,
-                workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+                workers=workers,
                 progress=counter.update,
             )
     if as_json:
