@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrcnn_cli.data.check.tables import Table, read_table
 from mrcnn_cli.data.coco_file import without_collecting
+from mrcnn_cli.data.image import read_image
+from mrcnn_cli.data.statistics import statistics_of
 from mrcnn_cli.engine.anchor_fit import Anchors, Objects, anchors_of, fit, objects_of, suggestion
-from mrcnn_cli.engine.data_check import SIZES, Source, read_splits
+from mrcnn_cli.engine.data_check import SIZES, Progress, Source, read_splits
+from mrcnn_cli.engine.pixels import depth_warnings, in_recipes_order
 from mrcnn_cli.engine.run import RunConfig
 from mrcnn_cli.errors import UserError
 
@@ -55,6 +59,42 @@ def statistics(tables: Sequence[Table], config: RunConfig) -> dict[str, Any]:
     }
 
 
+def pixels(table: Table, config: RunConfig, workers: int, progress: Progress) -> dict[str, Any] | None:
+    """Mean and deviation of the channels, as a recipe with "auto" would compute them from this split.
+
+    Args:
+        table: the split.
+        config: how pictures are normalized, and the order of the channels.
+        workers: processes that read pictures.
+        progress: told how many of how many pictures are done.
+
+    Returns:
+        "split", "pictures" and "left_out" (looked at, and of these not read), "normalize", "channels" (their order),
+        "mean", "deviation", and "warnings"; None if no picture can be read.
+    """
+    paths = [table.split.folder / image.file_name for image in table.images]
+    first = _first_picture(paths, config.data.channels)
+    if first is None:
+        return None
+    image, path = first
+    data = config.data.model_copy(update={"channels": image.shape[2], "workers": workers})
+    found = statistics_of(
+        lambda place: read_image(paths[place], data.channels), len(paths), data, skip_broken=True, progress=progress
+    )
+    if not found.pictures:
+        return None
+    return {
+        "split": table.split.name,
+        "pictures": found.pictures,
+        "left_out": len(found.faults),
+        "normalize": data.normalize,
+        "channels": config.model.pixels.channels,
+        "mean": in_recipes_order(found.mean, config.model.pixels),
+        "deviation": in_recipes_order(found.deviation, config.model.pixels),
+        "warnings": depth_warnings(image, path, data),
+    }
+
+
 def distributions(tables: Sequence[Table]) -> dict[str, Any]:
     """Values for a figure: "classes" (name -> objects), "size", "aspect" and "objects_per_image" as arrays."""
     sides = np.concatenate([_sides(table) for table in tables])
@@ -64,6 +104,16 @@ def distributions(tables: Sequence[Table]) -> dict[str, Any]:
         "aspect": sides[:, 1] / sides[:, 0],
         "objects_per_image": np.concatenate([_per_image(table) for table in tables]),
     }
+
+
+def _first_picture(paths: Sequence[Path], channels: int | None) -> tuple[np.ndarray, Path] | None:
+    """The first that can be read, and its file."""
+    for path in paths:
+        try:
+            return read_image(path, channels), path
+        except UserError:
+            continue
+    return None
 
 
 def _anchors(objects: Objects, anchors: Anchors) -> dict[str, Any]:

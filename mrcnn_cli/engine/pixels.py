@@ -1,5 +1,6 @@
 """The recipe fitted to the pictures' channels and depth, before the first step."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
         raise UserError(
             f"data.augment: saturation and hue are of pictures in RGB, {path} has {channels} channels; leave them out"
         )
-    warnings = _depth_warnings(image, path, data)
+    warnings = depth_warnings(image, path, data)
     if pixels.mean != "auto" and len(pixels.mean) != channels:
         warnings.append(
             f"the pictures have {channels} channels, model.pixels.mean has {len(pixels.mean)} values: mean and "
@@ -43,8 +44,7 @@ def fit_pixels(data: DataConfig, pixels: PixelsConfig, train: Dataset) -> tuple[
         )
         pixels = pixels.model_copy(update={"mean": "auto", "deviation": "auto"})
     if pixels.mean == "auto":
-        statistics = [tuple(float(f"{value:.6g}") for value in values) for values in channel_statistics(train, data)]
-        mean, deviation = (values[::-1] if pixels.channels == "bgr" else values for values in statistics)
+        mean, deviation = (in_recipes_order(values, pixels) for values in channel_statistics(train, data))
         pixels = PixelsConfig.model_validate(pixels.model_dump() | {"mean": mean, "deviation": deviation})
     elif data.normalize == "raw":
         found = normalize(image, "raw").reshape(-1, channels).mean(0)
@@ -84,7 +84,14 @@ def _first(train: Dataset, data: DataConfig) -> tuple[np.ndarray, Path]:
     raise UserError(f"{train.source}: none of its {len(train)} pictures can be read; check the folder {record.folder}")
 
 
-def _depth_warnings(image: np.ndarray, path: Path, data: DataConfig) -> list[str]:
+def in_recipes_order(values: Sequence[float], pixels: PixelsConfig) -> tuple[float, ...]:
+    """[C] values of a picture's channels as `model.pixels` has them: with six digits, in the order of its channels."""
+    rounded = tuple(float(f"{value:.6g}") for value in values)
+    return rounded[::-1] if pixels.channels == "bgr" else rounded
+
+
+def depth_warnings(image: np.ndarray, path: Path, data: DataConfig) -> list[str]:
+    """Says so where `data.normalize` would lose most of a picture's depth."""
     if image.dtype != np.uint16 or data.normalize != "none" or image.max() >= USED_RANGE * 65535:
         return []
     return [

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -92,11 +93,26 @@ def test_stats_are_told_in_tables_and_in_json(mrcnn, data, tmp_path):
     assert ["train", "4", "0", "12", "0", "12", "3"] in rows
     assert ["square", "8", "8", "16", "16", "16"] in rows
     assert "suggested, by k-means" in outcome.out
+    assert "Pixels of 4 pictures of train" in outcome.out
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > 1000
     found = mrcnn("data", "stats", data.root, "--json").json
     assert found["splits"]["train"]["objects"] == 12
     assert found["anchors"]["suggested"]["sizes"]
+    pictures = [np.asarray(Image.open(data.picture(number))).reshape(-1, 3) for number in range(1, 5)]
+    assert found["pixels"]["mean"] == pytest.approx(np.concatenate(pictures).mean(0).tolist(), rel=1e-5)
+    assert found["pixels"]["deviation"] == pytest.approx(np.concatenate(pictures).std(0).tolist(), rel=1e-5)
+    mean = ", ".join(f"{value:g}" for value in found["pixels"]["mean"])
+    assert f"--set 'model.pixels.mean=[{mean}]'" in mrcnn("data", "stats", data.root).err
+    assert mrcnn("data", "stats", data.root, "--json", "--no-pixels").json["pixels"] is None
+
+
+def test_stats_warn_of_pictures_that_they_could_not_measure(mrcnn, data):
+    data.write()
+    data.picture(2).unlink()
+    outcome = mrcnn("data", "stats", data.root)
+    assert "Pixels of 3 pictures of train" in outcome.out
+    assert "1 of 4 pictures cannot be read" in outcome.err
 
 
 def test_view_writes_a_page_and_says_where(mrcnn, data, tmp_path):
