@@ -35,7 +35,7 @@ from torchvision.models.detection import MaskRCNN as TheirMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms import functional as pictures
-from torchvision_pair import CLASSES, EVERYTHING, config, same_in_ours, seconds_in_libraries, stamped, torchvisions
+from torchvision_pair import CLASSES, EVERYTHING, config, same_in_ours, seconds_in_convolutions, stamped, torchvisions
 
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, validation_batches
@@ -263,8 +263,8 @@ def main():
         for name, row in rows.items():
             for _ in range(UNCOUNTED):
                 next(loops[name])
-            total, in_libraries = seconds_in_libraries(partial(next, loops[name]))
-            row["share_in_convolutions"] = in_libraries / total
+            total, in_convolutions = seconds_in_convolutions(partial(next, loops[name]))
+            row["share_in_convolutions"] = in_convolutions / total
             row["images_per_second"] = BATCH / row["seconds"]
             row["ratio"] = row["seconds"] / rows["mrcnn"]["seconds"]
             print(

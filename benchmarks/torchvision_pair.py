@@ -29,8 +29,9 @@ with warnings.catch_warnings():
 
 CLASSES = 90
 EVERYTHING = 1_000_000  # a mini-batch of that size takes every anchor and every proposal
-# What is done by the libraries under PyTorch, the same for both.
-LIBRARY_CALLS = (
+# Convolutions and matrix products: of the libraries under PyTorch, and our own of 3x3.
+CONVOLUTION_CALLS = (
+    "mrcnn::conv3x3",
     "aten::conv2d",
     "aten::conv_transpose2d",
     "aten::linear",
@@ -103,7 +104,7 @@ def in_turn(works, rounds):
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def seconds_in_libraries(work):
+def seconds_in_convolutions(work):
     """(seconds of the work, of these in convolutions and matrix products), under the profiler."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         started = time.perf_counter()
@@ -112,7 +113,7 @@ def seconds_in_libraries(work):
     spans = [
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.name in LIBRARY_CALLS or event.name.split(": ")[-1] in BACKWARD_CALLS
+        if event.name in CONVOLUTION_CALLS or event.name.split(": ")[-1] in BACKWARD_CALLS
     ]
     spent, until = 0, 0.0
     for start, end in sorted(spans):  # calls lie inside of one another
@@ -137,11 +138,11 @@ def report(script, works, rounds, facts, options=()):
     seconds = in_turn(works, rounds)
     rows = {}
     for name, work in works.items():
-        total, in_libraries = seconds_in_libraries(work)
+        total, in_convolutions = seconds_in_convolutions(work)
         rows[name] = {
             "seconds": seconds[name],
             "ratio": seconds[name] / seconds["mrcnn"],
-            "share_in_convolutions": in_libraries / total,
+            "share_in_convolutions": in_convolutions / total,
             "peak_mb": peak_megabytes(script, name, options),
         }
         print(
@@ -153,7 +154,7 @@ def report(script, works, rounds, facts, options=()):
 
 
 def stamped(rows, rounds, facts):
-    """All that was measured, with when and where, and the ceilings that the libraries set, which are printed.
+    """All that was measured, with when and where, and the ceilings that convolutions set, which are printed.
 
     Args:
         rows: name -> what was measured of it, at least "seconds" and "share_in_convolutions".
