@@ -99,8 +99,8 @@ class RetinaHead(nn.Module):
             )
             for _ in range(2)
         )
-        self.logits = nn.Conv2d(channels, per_cell * num_classes, 3, padding=1)
-        self.deltas = nn.Conv2d(channels, per_cell * 4, 3, padding=1)
+        self.logits = ConvNorm(channels, per_cell * num_classes, 3)
+        self.deltas = ConvNorm(channels, per_cell * 4, 3)
         for conv in (*self.class_convs, *self.box_convs, self.logits, self.deltas):
             nn.init.normal_(conv.weight, std=0.01)
             if conv.bias is not None:
