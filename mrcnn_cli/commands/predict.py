@@ -91,7 +91,8 @@ def command(
     files = find_images(images)
     checkpoint = load(weights or latest_run(), choose_device(device), assignments)
     newest = "" if weights else " of the newest run"
-    say(f"weights  {shown_path(checkpoint.path)}{newest} ({checkpoint.provenance}, {len(checkpoint.classes)} classes)")
+    classes = f"{len(checkpoint.classes)} class{'es' if len(checkpoint.classes) > 1 else ''}"
+    say(f"weights  {shown_path(checkpoint.path)}{newest} ({checkpoint.provenance}, {classes})")
     given = read_any_proposals(proposals) if proposals is not None else None
     failures: dict[Path, str] = {}
 

@@ -93,4 +93,5 @@ def command(
         print_json({"weights": str(checkpoint.path), "out": str(out), **counts, "metrics": metrics})
     elif metrics is not None:
         recall_table(metrics)
-    say(f"proposals  {shown_path(out)}, {len(proposals.boxes):,} of {len(proposals):,} images")
+    pictures = f"{len(proposals):,} image{'s' if len(proposals) > 1 else ''}"
+    say(f"written  {shown_path(out)}: {len(proposals.boxes):,} proposals for {pictures}")
