@@ -1,7 +1,10 @@
 """mrcnn evaluate: how good a trained model is on annotated images."""
 
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -12,6 +15,7 @@ from mrcnn_cli.commands.console import (
     metrics_tables,
     print_json,
     say,
+    say_error,
     say_warning,
     set_option,
     shown_path,
@@ -39,6 +43,7 @@ class Evaluate(Verb):
         "mrcnn evaluate",
         "mrcnn evaluate runs/longer --data photos photos.json --out evaluation --pictures 30",
         "mrcnn evaluate --data prepared --split test",
+        "mrcnn evaluate runs/longer --processes 8",
     ],
 )
 @click.argument("weights", required=False, metavar="[RUN|CHECKPOINT]")
@@ -71,6 +76,13 @@ class Evaluate(Verb):
     show_default=f"{PICTURES} with --out",
     help="Draw so many of the images with the most mistakes, the truth beside the prediction.",
 )
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="1, or as torchrun says",
+    help="Share the images among N processes on this machine, one for each GPU.",
+)
 @device_option
 @json_option
 def command(
@@ -81,9 +93,10 @@ def command(
     assignments: tuple[str, ...],
     out: Path | None,
     pictures: int | None,
+    processes: int | None,
     device: str,
     as_json: bool,
-) -> None:
+) -> int | None:
     """Evaluate a trained model by COCO's metrics.
 
     RUN is a run's folder, of which the best weights are taken; by default the newest run. CHECKPOINT may be a file of
@@ -97,26 +110,78 @@ def command(
     if pictures is not None and out is None:
         raise click.UsageError("--pictures are written into a folder: give it with --out DIR")
 
+    wish = Wish(weights, data, pair, split, assignments, out, pictures, device, as_json)
+    if processes and "RANK" not in os.environ:  # else this is one of several processes already
+        from mrcnn_cli.engine.launcher import launch
+        from mrcnn_cli.engine.run import latest_run
+
+        words = wish._replace(weights=weights or str(latest_run())).words()
+        words += ["--debug"] * bool(click.get_current_context().find_root().meta.get("debug"))
+        return launch(words, processes, say_error)
+
+    from mrcnn_cli.engine.distributed import EndedByOther, joined
+
+    try:
+        with joined(device, say_error) as world:
+            _evaluate(world, wish)
+    except EndedByOther:
+        return 1
+    return None
+
+
+class Wish(NamedTuple):
+    """What was asked for on the command line."""
+
+    weights: str | None
+    data: Path | None
+    pair: tuple[str, str] | None
+    split: str | None
+    assignments: tuple[str, ...]
+    out: Path | None
+    pictures: int | None
+    device: str
+    as_json: bool
+
+    def words(self) -> list[str]:
+        """The command line that asks for it."""
+        words = ["evaluate", *filter(None, [self.weights]), "--device", self.device]
+        given = {
+            "--data": self.pair or self.data,
+            "--split": self.split,
+            "--out": self.out,
+            "--pictures": self.pictures,
+        }
+        for option, value in given.items():
+            if value is not None:
+                words += [option, *map(str, value if isinstance(value, tuple) else (value,))]
+        words += [word for text in self.assignments for word in ("--set", text)]
+        return words + ["--json"] * self.as_json
+
+
+def _evaluate(world: Any, wish: Wish) -> None:
+    """This process's part; the first one says, shows and writes what all have found."""
     from mrcnn_cli.data.dataset_file import evaluation_split, read_dataset_file
     from mrcnn_cli.data.loader import SplitConfig
     from mrcnn_cli.engine.checkpoint import load
     from mrcnn_cli.engine.comparison import write_comparisons
+    from mrcnn_cli.engine.distributed import local_device
     from mrcnn_cli.engine.evaluate import evaluate
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.memory import keep_freed_memory
     from mrcnn_cli.engine.panoptic import PanopticFiles
     from mrcnn_cli.engine.run import choose_device, latest_run, read_split, wanted_keypoints
 
+    weights, data, pair, split, assignments, out, pictures, device, as_json = wish
     prepared = evaluation_split(read_dataset_file(data), split) if data is not None else None
     keep_freed_memory()
-    checkpoint = load(weights or latest_run(), choose_device(device), assignments)
+    checkpoint = load(weights or latest_run(), choose_device(local_device(world, device)), assignments)
     chosen = prepared or checkpoint.config.data.val
     images, annotations = map(Path, pair) if pair else (chosen.images, chosen.annotations)
     if images is None or annotations is None:
         raise UserError(
             f"{checkpoint.path}: its run had no validation images; give some with --data DIR ANNOTATIONS.json"
         )
-    if out is not None:
+    if out is not None and world.is_first:
         make_folder(out)  # before the work, not after it
     config = checkpoint.config
     evaluated = SplitConfig(
@@ -128,22 +193,28 @@ def command(
     dataset = read_split(
         config, evaluated, checkpoint.classes, wanted_keypoints(config), checkpoint.stuff_classes, name="val"
     )
-    for warning in dataset.warnings:
-        say_warning(warning)
-    say(f"weights  {shown_path(checkpoint.path)} ({checkpoint.provenance})")
-    say(f"data     {len(dataset):,} images of {shown_path(annotations)}")
+    if world.is_first:
+        for warning in dataset.warnings:
+            say_warning(warning)
+        shared = f", shared by {world.size} processes" if world.size > 1 else ""
+        say(f"weights  {shown_path(checkpoint.path)} ({checkpoint.provenance})")
+        say(f"data     {len(dataset):,} images of {shown_path(annotations)}{shared}")
     segments = None
     if out is not None and dataset.maps is not None:
         segments = PanopticFiles(out / "panoptic.json", dataset.categories)
-    with Counter("evaluating", len(dataset)) as counter:
+    world.at_work()
+    with Counter("evaluating", len(dataset)) if world.is_first else nullcontext() as counter:
         metrics, results = evaluate(
             checkpoint.model,
             checkpoint.config,
             dataset,
             checkpoint.device,
-            progress=counter.update,
+            progress=counter.update if counter is not None else lambda done, total: None,
             segments=segments,
+            world=world,
         )
+    if not world.is_first:
+        return
     assert metrics is not None  # only a stopped evaluation has none
     if out is not None:
         write_bytes(out / "metrics.json", json.dumps(metrics, indent=2).encode())

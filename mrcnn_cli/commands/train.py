@@ -279,7 +279,7 @@ def _launch(wish: Wish, processes: int, restarts: int, as_json: bool) -> int:
     words += ["--weights", wish.weights] if wish.weights is not None else []
     words += [word for text in wish.overrides if not text.startswith("train.weights=") for word in ("--set", text)]
     words += ["--json"] * as_json + ["--debug"] * bool(click.get_current_context().find_root().meta.get("debug"))
-    status = launch(words, processes, restarts, folder, say_error)
+    status = launch(words, processes, say_error, restarts, folder)
     if status == 1 and state_files(folder):
         say(f"go on with: mrcnn train --resume {typed_path(folder)} --processes {processes}")
     return status

@@ -69,6 +69,11 @@ class World:
         if self.watch is not None:
             self.watch.step = step
 
+    def at_work(self) -> None:
+        """Remember that this process has read what it needs, for work that has no steps."""
+        if self.watch is not None:
+            self.watch.step, self.watch.has_steps = 1, False
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in each of them; the tensor itself is changed."""
         if self.size > 1:
@@ -220,7 +225,8 @@ def joined(
             time.sleep(1)  # what all meet alike is the first one's to say
         if not world.speaks_first(str(error)):
             raise EndedByOther from None
-        where = f"rank {world.rank}, step {world.watch.step}: " if world.size > 1 and world.watch.step else ""
+        place = ", ".join(filter(None, (f"rank {world.rank}", world.watch.place)))
+        where = f"{place}: " if world.size > 1 and world.watch.step else ""
         if world.is_first and str(error).startswith("step "):
             where = ""
         raise UserError(f"{where}{error}") from None
@@ -230,7 +236,7 @@ def joined(
         lost = world.watch.explain() if world.size > 1 else None
         if lost is None:
             world.watch.failed()
-            error.add_note(f"in rank {world.rank}, step {world.watch.step}")
+            error.add_note(", ".join(filter(None, (f"in rank {world.rank}", world.watch.place))))
             raise
         if lost == "" or not world.speaks_first(lost):
             raise EndedByOther from None
@@ -251,8 +257,8 @@ def _join(device: str, say: Callable[[str], None], seconds: float) -> World:
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"the variables of a start in several processes are incomplete ({error}): start with 'mrcnn train "
-            "--processes N' or with torchrun"
+            f"the variables of a start in several processes are incomplete ({error}): start with --processes N "
+            "or with torchrun"
         ) from None
     if device != "cpu" and torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():

@@ -41,7 +41,7 @@ def evaluate(
         device: where the model is.
         should_stop: asked after each batch; True ends with metrics None.
         progress: called with the images done and their number.
-        segments: where those of a panoptic model are written; the caller ends it.
+        segments: where those of a panoptic model are written, by each process its own; the first one's caller ends it.
         world: the processes that share the images; the metrics are computed by the first one, which tells the others.
 
     Returns:
@@ -83,13 +83,20 @@ def evaluate(
         model.train(was_training)
     if world.any(stopped):
         return None, results
-    counted = {"quality": quality.counts(), "recall": None if recall is None else recall.counts(), "results": results}
+    counted = {
+        "results": results,
+        "quality": quality.counts(),
+        "recall": None if recall is None else recall.counts(),
+        "segments": None if segments is None else segments.lists(),
+    }
     for rank, other in enumerate(world.gather(counted)):
         if rank > 0:
             results += other["results"]
             quality.merge(other["quality"])
             if recall is not None:
                 recall.merge(other["recall"])
+            if segments is not None:
+                segments.merge(other["segments"])
     metrics = _metrics(config, dataset, results, quality, recall) if world.is_first else None
     return world.tell(metrics), results
 

@@ -19,15 +19,17 @@ STOP_SECONDS = 300  # that the processes have to end the step and to save, when 
 INTERRUPTED = 130
 
 
-def launch(arguments: Sequence[str], processes: int, restarts: int, run: Path, say: Callable[[str], None]) -> int:
+def launch(
+    arguments: Sequence[str], processes: int, say: Callable[[str], None], restarts: int = 0, run: Path | None = None
+) -> int:
     """Runs `mrcnn` with these arguments in so many processes; the exit status.
 
     Args:
         arguments: a command line that joins the others (`engine.distributed.joined`).
         processes: how many.
-        restarts: how often all are started again when one fails.
-        run: the folder that they write to.
         say: shows a person a line on what happened to a process that could not say it itself.
+        restarts: how often all are started again when one fails.
+        run: the folder of the run that they train.
     """
     logging.disable(logging.CRITICAL)  # what a process ends with is said by itself, or below
     cores = len(os.sched_getaffinity(0))
@@ -50,8 +52,9 @@ def launch(arguments: Sequence[str], processes: int, restarts: int, run: Path, s
             for rank, failure in sorted(error.failures.items()):
                 if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
                     hint = " (as the system does where memory runs out)" if failure.exitcode == -signal.SIGKILL else ""
-                    done = max((row["step"] for row in read_rows(run / "metrics.jsonl")), default=0)
-                    say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name} after step {done}{hint}")
+                    rows = read_rows(run / "metrics.jsonl") if run is not None else []
+                    after = "" if run is None else f" after step {max((row['step'] for row in rows), default=0)}"
+                    say(f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}{after}{hint}")
             codes = {failure.exitcode for failure in error.failures.values()}
             return INTERRUPTED if codes == {INTERRUPTED} else 1
         except SignalException as stopped:

@@ -49,6 +49,16 @@ class PanopticFiles:
         self.images.append({"id": image_id, "file_name": image, "height": height, "width": width})
         self.annotations.append({"image_id": image_id, "file_name": name, "segments_info": info})
 
+    def lists(self) -> list[list[dict[str, Any]]]:
+        """What the list at the end will say of the pictures so far."""
+        return [self.images, self.annotations]
+
+    def merge(self, lists: list[list[dict[str, Any]]]) -> None:
+        """Add the pictures that another process has taken and written."""
+        images, annotations = lists
+        self.images += images
+        self.annotations += annotations
+
     def write(self) -> bool:
         """Writes the list, if there was any picture; whether there was.
 

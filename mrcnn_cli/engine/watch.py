@@ -43,7 +43,8 @@ class Watch:
 
     def __init__(self, store: Any, rank: int, size: int, host: str):
         self.store, self.rank, self.size, self.host = store, rank, size, host
-        self.step = 0
+        self.step = 0  # that this process works on; 0: it still reads
+        self.has_steps = True  # else they are no news to a person
         self.count = 0
         self.status = ""
         self.seen: dict[int, tuple[str, int]] = {}  # rank -> its last mark, and how often it was looked at in vain
@@ -60,6 +61,11 @@ class Watch:
         """
         self.talking.start()
         threading.Thread(target=self._judge, args=(say,), daemon=True).start()
+
+    @property
+    def place(self) -> str:
+        """Where this process is, in words; empty where there is nothing to say."""
+        return f"step {self.step}" if self.step and self.has_steps else ""
 
     @property
     def is_answered(self) -> bool:
@@ -126,7 +132,7 @@ class Watch:
 
     def _lost(self, seconds: float, setup_seconds: float) -> str | None:
         """Who has not been heard of for so long, in words."""
-        at = f"step {self.step}: " if self.step else ""
+        at = f"{self.place}: " if self.place else ""
         if self.unanswered * BEAT_SECONDS >= seconds:
             return f"{at}rank {self.rank} on {self.host} no longer reaches the process that the run was started by"
         for rank, (mark, looks) in self.seen.items():

@@ -1,5 +1,6 @@
 """Panoptic quality: "Panoptic Segmentation" (Kirillov et al., 2019), counted as COCO's panoptic task counts it."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ class PanopticQuality:
     def __init__(self, categories: Sequence[dict[str, Any]]):
         self.categories = list(categories)
         self.places = {category["id"]: place for place, category in enumerate(categories)}
-        self.overlaps = np.zeros(len(categories))  # sum of the matches' intersections over unions
+        # The matches' intersections over unions: kept, for their sum shall not depend on the order of the pictures.
+        self.overlaps: list[list[float]] = [[] for _ in categories]
         self.matched, self.wrong, self.missed = (np.zeros(len(categories), np.int64) for _ in range(3))
         self.counted = 0  # pictures
 
@@ -103,7 +105,8 @@ class PanopticQuality:
         overlap = shared / np.maximum(union, 1)
         pairs = (overlap > 0.5) & (truth_class[:, None] == found_class[None]) & ~crowd[:, None]
         true_place, found_place = pairs.nonzero()
-        np.add.at(self.overlaps, truth_class[true_place], overlap[true_place, found_place])
+        for place, value in zip(truth_class[true_place], overlap[true_place, found_place].tolist(), strict=True):
+            self.overlaps[place].append(value)
         np.add.at(self.matched, truth_class[true_place], 1)
         np.add.at(self.missed, truth_class[~pairs.any(1) & ~crowd], 1)
         excused = in_void.copy()
@@ -115,13 +118,15 @@ class PanopticQuality:
 
     def counts(self) -> dict[str, Any]:
         """What was counted so far, for `merge` elsewhere: plain numbers and lists."""
-        arrays = {name: getattr(self, name).tolist() for name in ("overlaps", "matched", "wrong", "missed")}
-        return {"counted": self.counted, **arrays}
+        arrays = {name: getattr(self, name).tolist() for name in ("matched", "wrong", "missed")}
+        return {"counted": self.counted, "overlaps": self.overlaps, **arrays}
 
     def merge(self, counts: dict[str, Any]) -> None:
         """Adds what was counted of other pictures."""
         self.counted += counts["counted"]
-        for name in ("overlaps", "matched", "wrong", "missed"):
+        for mine, others in zip(self.overlaps, counts["overlaps"], strict=True):
+            mine += others
+        for name in ("matched", "wrong", "missed"):
             setattr(self, name, getattr(self, name) + np.array(counts[name]))
 
     def metrics(self) -> Metrics:
@@ -132,10 +137,11 @@ class PanopticQuality:
         "sq", "rq"}. None stands where there is nothing to count.
         """
         seen = self.matched + self.wrong + self.missed > 0
+        overlaps = np.array([math.fsum(values) for values in self.overlaps])
         weight = np.maximum(self.matched + 0.5 * self.wrong + 0.5 * self.missed, 0.5)
         values = {
-            "pq": self.overlaps / weight,
-            "sq": self.overlaps / np.maximum(self.matched, 1),
+            "pq": overlaps / weight,
+            "sq": overlaps / np.maximum(self.matched, 1),
             "rq": self.matched / weight,
         }
         thing = np.array([bool(category.get("isthing", 1)) for category in self.categories], bool)

@@ -62,12 +62,12 @@ def command(*words, module=("-m", "mrcnn_cli")):
     return [sys.executable, *module, *map(str, words)]
 
 
-def run(*words, status=0, **more):
-    """stderr of `mrcnn WORDS`."""
+def run(*words, status=0, what="stderr", **more):
+    """What `mrcnn WORDS` says."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command(*words, **more), env=environment, capture_output=True, text=True, timeout=600)
     assert finished.returncode == status, finished.stderr
-    return finished.stderr
+    return getattr(finished, what)
 
 
 @pytest.fixture(scope="session")

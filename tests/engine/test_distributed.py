@@ -153,7 +153,7 @@ def test_variables_that_are_missing_are_named(started_as, monkeypatch):
     started_as(0, 1)
     monkeypatch.delenv("MASTER_PORT")
     with (
-        pytest.raises(UserError, match=r"incomplete \('MASTER_PORT'\): start with 'mrcnn train --processes N'"),
+        pytest.raises(UserError, match=r"incomplete \('MASTER_PORT'\): start with --processes N or with torchrun"),
         joined("cpu"),
     ):
         pass
