@@ -146,18 +146,10 @@ class World:
         """The model for training: whose gradients are the means over all processes.
 
         So the losses are multiplied by their number: each is a share of the whole batch's.
-
-        Raises:
-            UserError: batch norms that exchange their statistics, on CPUs.
         """
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.size == 1 or not parameters:
             return model
-        if parameters[0].device.type == "cpu" and any(isinstance(part, nn.SyncBatchNorm) for part in model.modules()):
-            raise UserError(
-                "norm = sync_batch_norm: PyTorch exchanges the statistics of batches between GPUs alone; on CPUs take "
-                "group_norm or frozen_batch_norm"
-            )
         network = DistributedDataParallel(_Shared(model), broadcast_buffers=False)
         network().backward()
         model.zero_grad(set_to_none=True)

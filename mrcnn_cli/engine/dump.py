@@ -32,6 +32,7 @@ from mrcnn_cli.engine.distributed import EndedByOther
 from mrcnn_cli.engine.run import Run, RunConfig, environment
 from mrcnn_cli.errors import UserError
 from mrcnn_cli.models import build_model
+from mrcnn_cli.models.sync_batch_norm import SyncBatchNorm
 from mrcnn_cli.structures import ImageBatch, Masks, Targets
 
 SUFFIX = ".nonfinite.safetensors"
@@ -77,7 +78,7 @@ def stop(
     world = run.world
     images = images.padded(*world.largest(*images.pixels.shape[-2:]))
     # Batch norms that exchange their statistics would wait for processes that look at another part.
-    alone = world.size == 1 or not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+    alone = world.size == 1 or not any(isinstance(module, SyncBatchNorm) for module in model.modules())
     clue, part = Clue({}), (images, targets)
     for part in divided(images, targets, run.config.train.accumulate) if alone else ():
         rewind.restore()

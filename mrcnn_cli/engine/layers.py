@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from torch import nn
 
 from mrcnn_cli.errors import UserError
-from mrcnn_cli.models.convolution import BatchNorms
 
 
 def restrict(model: nn.Module, layers: str) -> list[nn.Module]:
@@ -33,7 +32,7 @@ def restrict(model: nn.Module, layers: str) -> list[nn.Module]:
     return [
         module
         for path, module in model.named_modules()
-        if isinstance(module, BatchNorms) and f"{path}.weight" in learning - chosen
+        if isinstance(module, nn.BatchNorm2d) and f"{path}.weight" in learning - chosen
     ]
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrcnn_cli.models.sync_batch_norm import SyncBatchNorm
 from mrcnn_cli.ops import conv3x3, deform_conv2d, onednn
 from mrcnn_cli.ops.conv3x3 import pays
 
 Norm = Literal["none", "frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
-BatchNorms = (nn.BatchNorm2d, nn.SyncBatchNorm)
 # The backward pass of oneDNN 3.12 (in torch 2.14), of a convolution of 1x1 with a stride and fewer input channels than
 # these, channels last, writes past the end of its memory. There the pixels between are left out beforehand.
 SAFE_STRIDED_CHANNELS = 16
@@ -55,7 +55,7 @@ def norm_layer(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None
     if norm == "batch_norm":
         return nn.BatchNorm2d(channels, eps=eps)
     if norm == "sync_batch_norm":
-        return nn.SyncBatchNorm(channels, eps=eps)
+        return SyncBatchNorm(channels, eps=eps)
     if norm == "group_norm":
         groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
         return nn.GroupNorm(groups, channels, eps=eps)
@@ -139,7 +139,7 @@ class ConvNorm(nn.Conv2d):
     def _folded(self) -> tuple[Tensor, Tensor | None, nn.Module | None]:
         """Weights and bias that contain the normalisation where it is a fixed one, and otherwise the normalisation."""
         norm = self.norm
-        is_fixed = isinstance(norm, BatchNorms) and not norm.training and not torch.is_grad_enabled()
+        is_fixed = isinstance(norm, nn.BatchNorm2d) and not norm.training and not torch.is_grad_enabled()
         if norm is None or not (is_fixed or isinstance(norm, FrozenBatchNorm)):
             return self.weight, self.bias, norm
         scale, shift = scale_and_shift(norm)
@@ -202,5 +202,5 @@ def freeze(*modules: nn.Module) -> None:
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         for part in module.modules():
-            if isinstance(part, BatchNorms):
+            if isinstance(part, nn.BatchNorm2d):
                 part.momentum = 0.0

@@ -252,10 +252,25 @@ def test_a_mistake_that_all_meet_is_said_once(nuclei, tmp_path):
     assert [path.name for path in (tmp_path / "run").glob("*.nonfinite.*")] == ["step-2-rank-0.nonfinite.safetensors"]
 
 
-def test_synchronised_batch_norm_on_cpus_is_refused(nuclei, tmp_path):
-    settings = assignments(*nuclei, "model.fpn.norm=sync_batch_norm")
-    said = run("train", "nuclei_scratch", "--out", tmp_path / "run", "--processes", 2, *settings, status=1)
-    assert "error: norm = sync_batch_norm: PyTorch exchanges the statistics of batches between GPUs alone" in said
+def test_synchronised_batch_norms_learn_in_two_and_three_processes_what_they_learn_in_one(nuclei, tmp_path):
+    more = ("train.batch_size=5", "train.steps=1", "train.learning_rate=0.1", "model.mask_head.norm=sync_batch_norm")
+    more += ('model.backbone={name="resnet18",width=32,norm="sync_batch_norm"}',)
+    more += ('model.fpn={channels=32,norm="sync_batch_norm"}',)
+    weights = {}
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        run("train", "nuclei_scratch", "--out", folder, "--processes", processes, *assignments(*nuclei, *more))
+        weights[processes], _ = read_tensors(folder / "state.safetensors")
+    same_rows(rows(tmp_path / "1"), rows(tmp_path / "2"))
+    same_rows(rows(tmp_path / "1"), rows(tmp_path / "3"))
+    gradients = [key for key in weights[1] if key.startswith("optimizer.")]
+    statistics = [key for key in weights[1] if key.endswith(("running_mean", "running_var"))]
+    assert len(gradients) > 50
+    assert len(statistics) > 50
+    for processes in (2, 3):
+        for keys, tolerance in ((gradients, 1e-3), (statistics, 1e-5)):
+            one, other = (torch.cat([weights[n][key].flatten() for key in keys]) for n in (1, processes))
+            assert float((one - other).norm() / one.norm()) < tolerance
 
 
 def test_more_processes_than_pictures_is_no_harm(own_data, tmp_path):
