@@ -21,6 +21,8 @@ class TrainConfig(Config):
     accumulate: int = Field(1, ge=1)  # parts that a step is done in, one after the other: less memory, more time
     seed: int = Field(0, ge=0)
     deterministic: bool = True  # the same bits on every run, on a GPU too; the CPU has them anyway
+    compile: bool = False  # backbone, neck and heads by torch.compile; it needs a compiler where it runs
+    compile_step: int = Field(256, ge=128, multiple_of=128)  # pixels; for sides of these multiples it compiles
     precision: Precision = "float32"  # of convolutions and products in training; float16 with a scaler of gradients
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.02, gt=0)

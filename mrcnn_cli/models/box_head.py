@@ -125,7 +125,10 @@ class BoxHead(nn.Module):
             features: maps [N, C, H_l, W_l] at the strides given.
             boxes: per image [R_i, 4].
         """
-        regions = cut_regions(features, boxes, self.strides, self.config.roi)
+        return self.of_regions(cut_regions(features, boxes, self.strides, self.config.roi))
+
+    def of_regions(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of regions [R, C, h, w] that are cut out already."""
         if self.stage is not None:
             regions = self.stage(regions)
         hidden = self.convs(regions)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mrcnn_cli.models.extent import cut, normalised
 from mrcnn_cli.models.sync_batch_norm import SyncBatchNorm
 from mrcnn_cli.ops import conv3x3, deform_conv2d, onednn
 from mrcnn_cli.ops.conv3x3 import pays
@@ -110,16 +111,16 @@ class ConvNorm(nn.Conv2d):
                 return onednn.conv2d(x, weight, bias, *geometry, self.groups, self.activation, shortcut)
         x = self.convolve(x, weight, bias)
         if norm is not None:
-            x = norm(x)
+            x = normalised(norm, x)
         if shortcut is not None:
             x = x + shortcut
         if self.activation == "relu":
-            return functional.relu(x, inplace=True)
-        if self.activation == "relu6":
-            return functional.relu6(x, inplace=True)
-        if self.activation == "hard_swish":
-            return functional.hardswish(x, inplace=True)
-        return x
+            x = functional.relu(x, inplace=True)
+        elif self.activation == "relu6":
+            x = functional.relu6(x, inplace=True)
+        elif self.activation == "hard_swish":
+            x = functional.hardswish(x, inplace=True)
+        return cut(x)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution alone, with these weights."""

@@ -62,7 +62,11 @@ class KeypointHead(nn.Module):
             features: maps [N, C, H_l, W_l] at the strides given.
             boxes: per image [R_i, 4].
         """
-        logits = self.logits(self.convs(cut_regions(features, boxes, self.strides, self.config.roi))).float()
+        return self.of_regions(cut_regions(features, boxes, self.strides, self.config.roi))
+
+    def of_regions(self, regions: Tensor) -> Tensor:
+        """The same of regions [R, C, M / 4, M / 4] that are cut out already."""
+        logits = self.logits(self.convs(regions)).float()
         size = 4 * self.config.roi.resolution
         return functional.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
 

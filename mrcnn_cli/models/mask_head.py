@@ -79,11 +79,15 @@ class MaskHead(nn.Module):
         regions = cut_regions(features, boxes, self.strides, self.config.roi)
         if stage is not None:
             regions = stage(regions)
-        logits = self.logits(functional.relu(self.upsample(self.convs(regions)), inplace=True)).float()
+        logits = self.of_regions(regions)
         slot = torch.cat(list(labels))
         if self.config.class_agnostic:
             slot = torch.zeros_like(slot)
         return logits[torch.arange(len(slot), device=slot.device), slot]
+
+    def of_regions(self, regions: Tensor) -> Tensor:
+        """The logits of all classes [R, K or 1, M, M] of regions [R, C, M / 2, M / 2]."""
+        return self.logits(functional.relu(self.upsample(self.convs(regions)), inplace=True)).float()
 
     def losses(
         self,

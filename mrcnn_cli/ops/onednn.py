@@ -26,9 +26,12 @@ _HAS_KERNELS = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.
 
 
 def takes(x: Tensor) -> bool:
-    """Whether these functions can be called with such an input: float32 on the CPU and not empty."""
+    """Whether these functions can be called with such an input: float32 on the CPU and not empty.
+
+    What is compiled takes PyTorch's own layers: its compiler cannot place these kernels among what it has fused.
+    """
     usable = _HAS_KERNELS and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return usable and bool(torch.backends.mkldnn.enabled)
+    return usable and bool(torch.backends.mkldnn.enabled) and not torch.compiler.is_compiling()
 
 
 def conv2d(

@@ -273,6 +273,13 @@ def test_synchronised_batch_norms_learn_in_two_and_three_processes_what_they_lea
             assert float((one - other).norm() / one.norm()) < tolerance
 
 
+def test_compiling_is_refused_where_processes_exchange_statistics(nuclei, tmp_path):
+    settings = assignments(*nuclei, "model.fpn.norm=sync_batch_norm", "train.compile=true")
+    said = run("train", "nuclei_scratch", "--out", tmp_path / "run", "--processes", 2, *settings, status=1)
+    assert said.count("error: ") == 1
+    assert "error: train.compile: norm = sync_batch_norm exchanges statistics between processes" in said
+
+
 def test_more_processes_than_pictures_is_no_harm(own_data, tmp_path):
     settings = assignments(*SETTINGS, "train.batch_size=5", "train.steps=1", "data.resize.scale=1.0")
     words = ["train", "nuclei_scratch", *own_data, *settings, "--json"]

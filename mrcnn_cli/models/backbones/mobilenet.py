@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.convolution import Activation, ConvNorm, Norm, freeze
+from mrcnn_cli.models.extent import mean
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Squeeze(nn.Module):
         self.fc1, self.fc2 = nn.Conv2d(channels, width, 1), nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.relu(self.fc1(x.mean((2, 3), keepdim=True)))
+        hidden = functional.relu(self.fc1(mean(x)))
         return x * functional.hardsigmoid(self.fc2(hidden))
 
 

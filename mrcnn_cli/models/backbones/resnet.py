@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mrcnn_cli.config import Config
 from mrcnn_cli.models.convolution import ConvNorm, DeformConvNorm, Norm, freeze
+from mrcnn_cli.models.extent import cut
 
 # name -> (blocks per stage, are they bottlenecks)
 DEPTHS = {
@@ -164,7 +165,7 @@ class ResNet(nn.Module):
         features, frozen = [], self.config.frozen_stages
         # No graph is kept for the frozen part: it is the part with the largest maps.
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
-            x = functional.max_pool2d(self.stem(pixels), 3, 2, 1)
+            x = cut(functional.max_pool2d(self.stem(pixels), 3, 2, 1))
         for index, stage in enumerate(self.stages):
             with torch.set_grad_enabled(torch.is_grad_enabled() and frozen <= index + 1):
                 x = stage(x)
