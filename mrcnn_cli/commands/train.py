@@ -466,6 +466,8 @@ def _say_header(run: Any, recipe: str) -> None:
         say(f"layers   {config.train.layers}: {learning:,} of {total:,} parameters learn")
     shared = f", {run.world.size} processes" if run.world.size > 1 else ""
     say(f"device   {run.device}{shared}")
+    if config.train.compile:
+        say("compile  the first steps take longer: networks are compiled for each size of images and number of regions")
     say(f"folder   {shown_path(run.folder)}")
 
 

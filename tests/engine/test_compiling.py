@@ -34,7 +34,8 @@ def traced(monkeypatch):
 
 def test_the_number_of_compilations_is_bounded_and_losses_are_the_models_own(traced, tiny, tmp_path):
     run = run_of(tiny, tmp_path, **{"train.batch_size": 1})
-    model, plain = Trainer(run).model, build_model(run.config.model, len(run.train.classes)).train()
+    # In double, where rounding lets no other proposal be sampled.
+    model, plain = Trainer(run).model.double(), build_model(run.config.model, len(run.train.classes)).double().train()
     plain.load_state_dict(model.state_dict())
     [(images, targets)] = training_batches(run.train, run.config.data, batch_size=1, seed=0, steps=1)
     for rows in range(96, 257, 32):
@@ -42,7 +43,7 @@ def test_the_number_of_compilations_is_bounded_and_losses_are_the_models_own(tra
             padded = images.padded(rows, columns)
             losses = model(padded, targets)
             expected = plain(padded, targets)
-            torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-7)
     # Backbone, neck and RPN for four sizes, each filled or not; one number of samples, and some of positives.
     assert 10 < traced() <= 3 * 4 * 2 + 1 + 4
     assert not torch._dynamo.utils.counters["graph_break"]
