@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from mrcnn_cli.commands.console import (
+    INTERRUPTED,
     Verb,
     device_option,
     json_option,
@@ -123,7 +124,12 @@ def command(
 
     try:
         with joined(device, say_error) as world:
-            _evaluate(world, wish)
+            try:
+                _evaluate(world, wish)
+            except KeyboardInterrupt:
+                if world.is_first:
+                    raise
+                return INTERRUPTED  # the first one says so
     except EndedByOther:
         return 1
     return None

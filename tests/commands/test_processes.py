@@ -143,6 +143,18 @@ def test_a_stopped_run_resumes_to_the_bits_of_the_uninterrupted_one(nuclei, tmp_
     assert digest(tmp_path / "run", "state.safetensors") == digest(tmp_path / "whole", "state.safetensors")
 
 
+def process_of(launcher, rank):
+    """The process of this rank: a child of the launcher."""
+    for folder in Path("/proc").iterdir():
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
+                return int(folder.name)
+        except (OSError, ValueError, IndexError):
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
 class Running:
     """A run of two processes that something is done to after some steps."""
 
@@ -167,15 +179,7 @@ class Running:
         os.kill(self.pid(rank), number)
 
     def pid(self, rank):
-        """The process of this rank: a child of the launcher."""
-        for folder in Path("/proc").iterdir():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid and f"RANK={rank}" in (folder / "environ").read_text().split("\0"):
-                    return int(folder.name)
-            except (OSError, ValueError, IndexError):
-                continue
-        raise AssertionError(f"no process of rank {rank}")
+        return process_of(self.process.pid, rank)
 
     def ends(self, within):
         """The exit status and what was said."""

@@ -1,7 +1,10 @@
 """mrcnn evaluate in several processes: the bytes of one, on the screen and in the files."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 
 import pytest
 
@@ -9,7 +12,7 @@ from mrcnn_cli.engine import library
 from tests import panoptic_shapes
 from tests.commands import test_panoptic
 from tests.commands.conftest import assignments
-from tests.commands.test_processes import run
+from tests.commands.test_processes import command, process_of, run
 from tests.engine.test_keypoints import Mice
 
 pytestmark = pytest.mark.slow
@@ -81,3 +84,29 @@ def test_a_picture_that_only_one_process_meets_is_named_with_its_rank(trained, s
     said = run("evaluate", trained, "--processes", 2, "--data", folder, folder / "shapes.json", status=1)
     assert said.count("error: ") == 1
     assert f"error: rank 1: {folder / '4.png'}: damaged or cut short" in said
+
+
+@pytest.mark.parametrize("lost", [None, 1])
+def test_an_evaluation_that_is_stopped_says_why(trained, shapes, tmp_path, lost):
+    table = json.loads((shapes / "shapes.json").read_text())
+    picture = table["images"][0]
+    table["images"] = [{**picture, "id": number} for number in range(1, 20_001)]
+    table["annotations"] = [{**table["annotations"][0], "image_id": 1}]
+    (tmp_path / "many.json").write_text(json.dumps(table))
+    words = command("evaluate", trained, "--data", shapes, tmp_path / "many.json", "--processes", 2)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while "data     20,000 images" not in process.stderr.readline():
+            assert process.poll() is None
+        if lost is None:
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+        else:
+            os.kill(process_of(process.pid, lost), signal.SIGKILL)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == (130 if lost is None else 1)
+    if lost is None:
+        assert [line for line in said.splitlines() if "error" in line] == ["error: interrupted"]
+    else:
+        assert "error: rank 1 was ended by SIGKILL" in said
