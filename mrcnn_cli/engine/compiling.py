@@ -37,7 +37,7 @@ def check(device: torch.device) -> None:
     name, key = (os.environ.get("CXX", "g++"), "CXX") if device.type == "cpu" else (os.environ.get("CC", "gcc"), "CC")
     if device.type != "cpu" and importlib.util.find_spec("triton") is None:
         raise UserError("train.compile: needs the package triton on a GPU: install it, or leave the key out")
-    if shutil.which(name.split()[0] if name.split() else name) is None:
+    if shutil.which(name.partition(" ")[0]) is None:
         raise UserError(
             f"train.compile: needs a compiler where it runs, and there is no {name!r}: install one (apt install g++), "
             f"name one in the environment variable {key}, or leave the key out"
@@ -64,18 +64,18 @@ def compile_parts(model: nn.Module, step: int) -> None:
     dynamo.recompile_limit = max(dynamo.recompile_limit, MOST_SHAPES)
     parts: dict[str, Any] = dict(model.named_children())
     if "fpn" in parts:
-        _replace(parts["backbone"], "forward", _Backbone(parts["backbone"].forward, step))
-        _replace(parts["fpn"], "forward", _Neck(parts["fpn"].forward))
+        parts["backbone"].forward = _Backbone(parts["backbone"].forward, step)
+        parts["fpn"].forward = _Neck(parts["fpn"].forward)
     else:  # SSD, whose pictures have one size
         for name in ("backbone", "maps", "ssd_head"):
-            _replace(parts[name], "forward", _Part(parts[name].forward))
+            parts[name].forward = _Part(parts[name].forward)
     for name in ("rpn", "retina_head"):
         if name in parts:
-            _replace(parts[name], "forward", _MapsHead(parts[name].forward, parts[name].strides, step))
+            parts[name].forward = _MapsHead(parts[name].forward, parts[name].strides, step)
     heads: list[Any] = [module for module in model.modules() if hasattr(module, "of_regions")]
     for head in heads:
         if not _has_statistics(head):
-            _replace(head, "of_regions", _Regions(head.of_regions))
+            head.of_regions = _Regions(head.of_regions)
 
 
 def undo(model: nn.Module) -> None:
@@ -211,7 +211,3 @@ def _cut(map: Tensor, size: Size) -> Tensor:
 def _has_statistics(head: nn.Module) -> bool:
     """Whether regions of zeros would count, in the statistics of a batch."""
     return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in head.modules())
-
-
-def _replace(module: nn.Module, name: str, part: _Part) -> None:
-    setattr(module, name, part)
