@@ -327,7 +327,7 @@ def test_a_batch_is_found_that_fits(mrcnn, own_data, tmp_path):
     outcome = mrcnn("train", "nuclei_scratch", *own_data, "--find-batch", *assignments(*TINY))
     assert outcome.status == 0, outcome.err
     assert "take     --set train.batch_size=4 --set train.learning_rate_images=2" in outcome.err
-    assert re.search(r"^ +4 +\d+ MB +yes$", outcome.out, re.M)
+    assert re.search(r"^ +4 +[\d,]+ MB +yes$", outcome.out, re.M)
     assert list(tmp_path.iterdir()) == []
 
 
