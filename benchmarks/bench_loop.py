@@ -35,7 +35,16 @@ from torchvision.models.detection import MaskRCNN as TheirMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms import functional as pictures
-from torchvision_pair import CLASSES, EVERYTHING, config, same_in_ours, seconds_in_convolutions, stamped, torchvisions
+from torchvision_pair import (
+    CLASSES,
+    EVERYTHING,
+    LOSSES,
+    config,
+    same_in_ours,
+    seconds_in_convolutions,
+    stamped,
+    torchvisions,
+)
 
 from mrcnn_cli.data.coco import Dataset
 from mrcnn_cli.data.loader import DataConfig, SplitConfig, validation_batches
@@ -53,13 +62,6 @@ FOREVER = 10**6  # steps, far more than are taken, so that neither loop comes to
 RATE, MOMENTUM, WEIGHT_DECAY, WARMUP_STEPS, WARMUP_FACTOR = 0.02 * BATCH / 16, 0.9, 1e-4, 1000, 1e-3
 CHANNELS_LAST = "torchvision, channels last"
 PHASES = ("data", "forward", "backward", "optimiser", "rest")
-LOSSES = {
-    "loss_objectness": "loss_rpn_objectness",
-    "loss_rpn_box_reg": "loss_rpn_box",
-    "loss_classifier": "loss_class",
-    "loss_box_reg": "loss_box",
-    "loss_mask": "loss_mask",
-}
 
 
 def their_model(samples=None):

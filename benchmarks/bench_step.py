@@ -12,20 +12,13 @@ import json
 from pathlib import Path
 
 import torch
-from torchvision_pair import CLASSES, EVERYTHING, config, report, report_peak, same_in_ours, torchvisions
+from torchvision_pair import CLASSES, EVERYTHING, LOSSES, config, report, report_peak, same_in_ours, torchvisions
 
 from mrcnn_cli.engine.memory import keep_freed_memory
 from tests.models.torchvision_oracle import batch, training
 
 SIDE, IMAGES, OBJECTS = 512, 2, 12
 CHANNELS_LAST = "torchvision, channels last"
-NAMES = {
-    "loss_objectness": "loss_rpn_objectness",
-    "loss_rpn_box_reg": "loss_rpn_box",
-    "loss_classifier": "loss_class",
-    "loss_box_reg": "loss_box",
-    "loss_mask": "loss_mask",
-}
 
 
 def their_model(samples=None):
@@ -45,7 +38,7 @@ def compared(data):
     ours = training(same_in_ours(theirs, config(EVERYTHING)))
     with torch.no_grad():
         expected, losses = theirs(their_images, their_targets), ours(images, targets)
-    worst = max(float((losses[name] / expected[there] - 1).abs()) for there, name in NAMES.items())
+    worst = max(float((losses[name] / expected[there] - 1).abs()) for there, name in LOSSES.items())
     if not worst < 1e-3:
         raise SystemExit(f"the losses differ by {worst:.2g}: not timed: {expected} {losses}")
     return {"loss_difference": worst}

@@ -29,6 +29,14 @@ with warnings.catch_warnings():
 
 CLASSES = 90
 EVERYTHING = 1_000_000  # a mini-batch of that size takes every anchor and every proposal
+# Theirs -> ours.
+LOSSES = {
+    "loss_objectness": "loss_rpn_objectness",
+    "loss_rpn_box_reg": "loss_rpn_box",
+    "loss_classifier": "loss_class",
+    "loss_box_reg": "loss_box",
+    "loss_mask": "loss_mask",
+}
 # Convolutions and matrix products: of the libraries under PyTorch, and our own of 3x3.
 CONVOLUTION_CALLS = (
     "mrcnn::conv3x3",
