@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -186,6 +185,7 @@ def objects(count, arguments, steps=3):
     """MB before the first step, and at the peak of training on one image with so many objects."""
     from PIL import Image
 
+    from mrcnn_cli.engine.memory import peak_memory_mb
     from mrcnn_cli.engine.run import prepare, read_config
     from mrcnn_cli.engine.train import train
 
@@ -208,14 +208,10 @@ def objects(count, arguments, steps=3):
         backbone = {"name": "resnet18", "width": 16, "norm": "batch_norm"}
         settings = {"model.backbone": backbone, **data, **size}
         run = prepare(read_config("mask_rcnn_r18_fpn", settings), folder / "run", "cpu")
-        before = peak()
+        before = peak_memory_mb()
         for _ in train(run):
             pass
-    return {"before": before, "peak": peak()}
-
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"before": before, "peak": peak_memory_mb()}
 
 
 def children():

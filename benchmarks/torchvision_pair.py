@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the weights are copied as the tests copy them
 
+from mrcnn_cli.engine.memory import peak_memory_mb  # noqa: E402
 from mrcnn_cli.models.mask_rcnn import MaskRCNN, MaskRCNNConfig  # noqa: E402
 from tests.models.torchvision_oracle import DEVIATION, MEAN, copy_weights  # noqa: E402
 
@@ -138,7 +138,7 @@ def peak_megabytes(script, name, options):
 
 def report_peak():
     """For a process started by `peak_megabytes`."""
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_memory_mb())
 
 
 def report(script, works, rounds, facts, options=()):

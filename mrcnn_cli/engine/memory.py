@@ -2,6 +2,8 @@
 
 import ctypes
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -37,3 +39,13 @@ def free_memory_mb(device: torch.device) -> float:
     except OSError:  # no second version of control groups, so no limit of that kind
         pass
     return available / 1e6
+
+
+def peak_memory_mb() -> float:
+    """The most that this process has held so far, resident."""
+    try:
+        # Not what getrusage says: that begins with what the process held that started this one.
+        text = Path("/proc/self/status").read_text()
+        return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError):  # not Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

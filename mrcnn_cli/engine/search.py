@@ -6,13 +6,12 @@ import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from mrcnn_cli.data.loader import Pictures, stream, training_batches, training_images
-from mrcnn_cli.engine.memory import free_memory_mb, keep_freed_memory
+from mrcnn_cli.engine.memory import free_memory_mb, keep_freed_memory, peak_memory_mb
 from mrcnn_cli.engine.run import Run
 from mrcnn_cli.engine.train import Trainer, memory_mb, training_step
 from mrcnn_cli.errors import UserError
@@ -228,8 +227,6 @@ def _measure(run: Run, images: int, sending: Connection) -> None:
     keep_freed_memory()
     try:
         _trial(run, images)
-        # Not what getrusage says: that begins with the memory of the process that started this one.
-        text = Path("/proc/self/status").read_text()
-        sending.send(int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6)
+        sending.send(peak_memory_mb())
     except UserError as error:
         sending.send(error)

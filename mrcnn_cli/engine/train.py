@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -24,6 +23,7 @@ from mrcnn_cli.engine.evaluate import evaluate, validation_losses
 from mrcnn_cli.engine.files import append_row, claimed, make_folder, read_rows, write_bytes
 from mrcnn_cli.engine.gradients import FILE as GRADIENTS
 from mrcnn_cli.engine.gradients import add_histograms, draw_histograms
+from mrcnn_cli.engine.memory import peak_memory_mb
 from mrcnn_cli.engine.optimizer import WeightAverage, build_optimizer, learning_rate, set_learning_rate
 from mrcnn_cli.engine.pretrained import load_backbone
 from mrcnn_cli.engine.resume import read_state, write_state
@@ -390,7 +390,7 @@ def memory_mb(device: torch.device) -> float:
     """The most memory that this process has held so far: on the GPU where it trains on one, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_memory_mb()
 
 
 def _forget_rows_after(path: Path, step: int) -> None:
