@@ -88,6 +88,17 @@ inline bool is_channels_last(const Tensor& image) {
   return true;
 }
 
+// Maps are taken as they lie in memory: all channels last, or all contiguous; what differs from the first is copied. A
+// map that is both (one channel, one pixel) counts as contiguous.
+inline bool prefers_channels_last(const Tensor& map) {
+  return is_channels_last(map) && !map.is_contiguous();
+}
+
+inline Tensor in_format(const Tensor& map, bool channels_last) {
+  if (channels_last ? is_channels_last(map) : map.is_contiguous()) return map;
+  return torch::stable::contiguous(map, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
 // Asks for 2 MB pages under a large new CPU tensor. The first write to each page costs a call into the kernel, which
 // for tens of megabytes in 4 KB pages takes longer than computing what is written.
 inline void prefer_huge_pages(const Tensor& tensor) {

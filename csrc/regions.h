@@ -37,17 +37,6 @@ inline Tensor comparable_rois(const Tensor& rois, ScalarType map) {
   return converted(rois, map == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
 }
 
-// Maps are taken as they lie in memory: all channels last, or all contiguous; what differs from the first is copied. A
-// map that is both (one channel, one pixel) counts as contiguous.
-inline bool prefers_channels_last(const Tensor& map) {
-  return is_channels_last(map) && !map.is_contiguous();
-}
-
-inline Tensor in_format(const Tensor& map, bool channels_last) {
-  if (channels_last ? is_channels_last(map) : map.is_contiguous()) return map;
-  return torch::stable::contiguous(map, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 inline Tensor allocated(const Tensor& like, ScalarType type, int64_t n, int64_t channels, int64_t height, int64_t width,
                         bool channels_last) {
   const int64_t sizes[] = {n, channels, height, width};

@@ -112,10 +112,6 @@ auto chosen_convolve() {
   return &plain::convolve;
 }
 
-Tensor channels_last(const Tensor& map) {
-  return is_channels_last(map) ? map : torch::stable::contiguous(map, MemoryFormat::ChannelsLast);
-}
-
 template <typename Number>
 void convolve(const Conv3x3& conv, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& shortcut, const Tensor& output) {
@@ -156,10 +152,10 @@ Tensor conv3x3_cpu(const Tensor& input, const Tensor& weight, const std::optiona
                                              std::nullopt, MemoryFormat::ChannelsLast);
   prefer_huge_pages(output);
   if (output.numel() == 0) return output;
-  const Tensor map = channels_last(input);
+  const Tensor map = in_format(input, true);
   std::optional<Tensor> shift, other;
   if (bias) shift = torch::stable::contiguous(*bias);
-  if (shortcut) other = channels_last(*shortcut);
+  if (shortcut) other = in_format(*shortcut, true);
   if (type == ScalarType::Double) {
     convolve<double>(conv, map, weight, shift, other, output);
   } else {

@@ -110,16 +110,6 @@ ScalarType sum_type(ScalarType type) {
   return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// A map that is both (one channel, one pixel) counts as contiguous.
-bool prefers_channels_last(const Tensor& map) {
-  return is_channels_last(map) && !map.is_contiguous();
-}
-
-Tensor in_format(const Tensor& map, bool channels_last) {
-  if (channels_last ? is_channels_last(map) : map.is_contiguous()) return map;
-  return torch::stable::contiguous(map, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 Tensor in_type(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
