@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mrcnn_cli.data.loader import SAMPLE
+from mrcnn_cli.engine.run import prepare, read_config
 
 TINY = {
     "model.backbone": {"name": "resnet18", "width": 8, "norm": "batch_norm"},
@@ -44,3 +45,14 @@ def tiny(tmp_path_factory):
     """Overrides for the recipe nuclei_scratch."""
     folder = tmp_path_factory.mktemp("data")
     return {**TINY, **few_images("train", 5, folder), **few_images("val", 2, folder)}
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny):
+    """Makes a run in a folder, with changes to the recipe: data__workers=2."""
+
+    def make(folder, recipe="nuclei_scratch", **changes):
+        overrides = {**tiny, **{key.replace("__", "."): value for key, value in changes.items()}}
+        return prepare(read_config(recipe, overrides), folder, "cpu")
+
+    return make

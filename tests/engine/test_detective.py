@@ -156,7 +156,8 @@ def test_pixels_that_are_not_finite_are_taken_for_the_lowest_and_train(tmp_path,
     assert all(math.isfinite(step.values["loss"]) for step in steps)
 
 
-def test_pixels_of_a_batch_that_are_not_finite_are_named_with_their_picture(tmp_path, tiny, monkeypatch):
+def spoil_the_second_picture(monkeypatch):
+    """One of its pixels is NaN in every batch."""
     collate = ImageBatch.collate
 
     def spoilt(*arguments):
@@ -166,6 +167,10 @@ def test_pixels_of_a_batch_that_are_not_finite_are_named_with_their_picture(tmp_
         return ImageBatch(pixels, batch.sizes, batch.original_sizes)
 
     monkeypatch.setattr(ImageBatch, "collate", spoilt)
+
+
+def test_pixels_of_a_batch_that_are_not_finite_are_named_with_their_picture(tmp_path, tiny, monkeypatch):
+    spoil_the_second_picture(monkeypatch)
     message, kept = stopped(tiny, tmp_path / "run")
     monkeypatch.undo()
     again = dump.replay(kept, CPU)
@@ -317,15 +322,7 @@ def test_a_checkpoint_is_no_step_to_replay(weights, tmp_path):
 
 
 def test_of_a_step_in_parts_the_first_part_that_is_not_finite_is_kept(tmp_path, tiny, monkeypatch):
-    collate = ImageBatch.collate
-
-    def spoilt(*arguments):
-        batch = collate(*arguments)
-        pixels = batch.pixels.float()
-        pixels[1, 0, 5, 5] = math.nan
-        return ImageBatch(pixels, batch.sizes, batch.original_sizes)
-
-    monkeypatch.setattr(ImageBatch, "collate", spoilt)
+    spoil_the_second_picture(monkeypatch)
     message, kept = stopped(tiny, tmp_path / "run", train__accumulate=2)
     again = dump.replay(kept, CPU)
     assert again.is_same

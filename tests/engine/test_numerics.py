@@ -16,15 +16,6 @@ from mrcnn_cli.errors import UserError
 RECIPE = "nuclei_scratch"
 
 
-@pytest.fixture(scope="module")
-def prepared(tiny):
-    def make(folder, **changes):
-        overrides = {**tiny, **{key.replace("__", "."): value for key, value in changes.items()}}
-        return prepare(read_config(RECIPE, overrides), folder, "cpu")
-
-    return make
-
-
 def test_float32_is_what_every_recipe_begins_with():
     assert read_config("mask_rcnn_r50_fpn_1x").train.precision == "float32"
 

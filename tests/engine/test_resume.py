@@ -10,21 +10,10 @@ from torch import nn
 from mrcnn_cli.engine import resume
 from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import read_tensors, step_of, write_tensors
-from mrcnn_cli.engine.run import prepare, read_config
 from mrcnn_cli.engine.train import train
 from mrcnn_cli.errors import UserError
 
-RECIPE = "nuclei_scratch"
 FILES = ("last.safetensors", "best.safetensors", "state.safetensors")
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny):
-    def make(folder, **changes):
-        overrides = {**tiny, **{key.replace("__", "."): value for key, value in changes.items()}}
-        return prepare(read_config(RECIPE, overrides), folder, "cpu")
-
-    return make
 
 
 @pytest.fixture(scope="module")

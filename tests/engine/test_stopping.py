@@ -16,17 +16,6 @@ from mrcnn_cli.engine.runs import summary
 from mrcnn_cli.engine.train import Interrupted, Trainer, train
 from mrcnn_cli.errors import UserError
 
-RECIPE = "nuclei_scratch"
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny):
-    def make(folder, recipe=RECIPE, **changes):
-        overrides = {**tiny, **{key.replace("__", "."): value for key, value in changes.items()}}
-        return prepare(read_config(recipe, overrides), folder, "cpu")
-
-    return make
-
 
 def rows(*scores, name="mask_ap"):
     return [{"kind": "evaluation", "step": 10 * place, name: value} for place, value in enumerate(scores, 1)]

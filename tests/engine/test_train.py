@@ -9,22 +9,11 @@ import torch
 from mrcnn_cli.engine import files, library
 from mrcnn_cli.engine import train as training
 from mrcnn_cli.engine.checkpoint import load, read_tensors
-from mrcnn_cli.engine.run import prepare, read_config
+from mrcnn_cli.engine.run import read_config
 from mrcnn_cli.engine.train import Interrupted, train
 from mrcnn_cli.errors import UserError
 
 RECIPE = "nuclei_scratch"
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny):
-    """Makes a run in a folder, with changes to the recipe: data__workers=2."""
-
-    def make(folder, **changes):
-        overrides = {**tiny, **{key.replace("__", "."): value for key, value in changes.items()}}
-        return prepare(read_config(RECIPE, overrides), folder, "cpu")
-
-    return make
 
 
 def digest(folder, name="last.safetensors"):
