@@ -49,7 +49,6 @@ class BoxGrid {
       if (counts[level] > 0) buckets = lay_out(levels_[level], level, counts[level], width, height, buckets);
     }
     buckets_.assign(buckets, Bucket{-1, 0});
-    heads_.resize(buckets);
     // A chain's blocks are full but for its first.
     blocks_.reset(new Block<T>[n / 8 + std::min<size_t>(buckets, n) + 1]);
   }
@@ -60,13 +59,17 @@ class BoxGrid {
     return !(box[2] > box[0] && box[3] > box[1] && area > 0 && area < std::numeric_limits<T>::infinity());
   }
 
+  // What suppresses() needs to write to: a list of chains, one for each thread.
+  using Heads = std::vector<int32_t>;
+  Heads heads() const { return Heads(buckets_.size()); }
+
   // True if a kept box suppresses this one, whose area is `area`.
-  bool suppresses(const T* box, T area) {
+  bool suppresses(const T* box, T area, Heads& heads) const {
     const int own = level_of(area), low = level_of(std::max(area * slack_, std::numeric_limits<T>::denorm_min())),
               high = level_of(std::min(area / slack_, std::numeric_limits<T>::max()));
-    if (levels_[own].kept > 0 && level_suppresses(levels_[own], box)) return true;
+    if (levels_[own].kept > 0 && level_suppresses(levels_[own], box, heads)) return true;
     for (int level = low; level <= high; ++level) {
-      if (level != own && levels_[level].kept > 0 && level_suppresses(levels_[level], box)) return true;
+      if (level != own && levels_[level].kept > 0 && level_suppresses(levels_[level], box, heads)) return true;
     }
     return false;
   }
@@ -122,11 +125,11 @@ class BoxGrid {
     return spread < std::numeric_limits<T>::max() ? spread : 0;
   }
 
-  // Chooses cells that hold about a block of boxes each, but no larger than the boxes, nor so small that a box has to
-  // look into many.
+  // Chooses cells that hold a few blocks of boxes each if all are kept, but no larger than the boxes, nor so small that
+  // a box has to look into many.
   size_t lay_out(Level& level, int number, int64_t count, T width, T height, size_t first) const {
     const double size = std::ldexp(1.0, number - kLevels / 2 + 1);  // about the root of its largest area
-    const double even = std::sqrt(double{width} * double{height} * 8 / static_cast<double>(count));
+    const double even = std::sqrt(double{width} * double{height} * 24 / static_cast<double>(count));
     const double smallest = size * std::max(double{reach_} / 2, 1.0 / 16);
     const double edge = std::clamp(even, smallest, std::max(smallest, 2 * size));
     level.cells_per_pixel = static_cast<T>(1 / edge);
@@ -164,24 +167,23 @@ class BoxGrid {
     return int64_t{found.last} - found.first < cells ? found : Range{0, cells - 1};
   }
 
-  bool level_suppresses(const Level& level, const T* box) {
+  bool level_suppresses(const Level& level, const T* box, Heads& heads) const {
     const Range xs = range(box[0], box[2], level, level.columns), ys = range(box[1], box[3], level, level.rows);
     int64_t count = 0;
     for (int32_t y = ys.first; y <= ys.last; ++y) {
       for (int32_t x = xs.first; x <= xs.last; ++x) {
         const int32_t head = buckets_[level.bucket(x, y)].head;
-        heads_[count] = head;
+        heads[count] = head;
         count += head >= 0;
       }
     }
-    return count > 0 && scan_(blocks_.get(), heads_.data(), count, box, threshold_);
+    return count > 0 && scan_(blocks_.get(), heads.data(), count, box, threshold_);
   }
 
   bool (*scan_)(const Block<T>*, const int32_t*, int64_t, const T*, T);
   T threshold_, slack_, reach_;
   std::vector<Level> levels_ = std::vector<Level>(kLevels);
   std::vector<Bucket> buckets_;
-  std::vector<int32_t> heads_;
   std::unique_ptr<Block<T>[]> blocks_;
   int32_t used_ = 0;
 };
