@@ -10,6 +10,7 @@
 
 #include "../avx2.h"
 #include "../common.h"
+#include "../stream.h"
 #include "roi_align.h"
 
 namespace mrcnn {
@@ -20,10 +21,6 @@ struct Share {
   const T* source;
   accumulator_t<T> weight;
 };
-
-// Streamed results go past the caches: what is far larger than them would only push out what is still needed, and be
-// read from memory before it is overwritten.
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 template <typename T>
 void mix_plain(const Share<T>* shares, int64_t count, int64_t channels, T* out) {
@@ -156,11 +153,8 @@ struct Mixer {
   void (*clear)(T*, int64_t) = &clear_plain<T>;
   bool streams = false;
 
-  // Streamed results become visible to other threads only after this.
   void finish() const {
-#ifdef __x86_64__
-    if (streams) _mm_sfence();
-#endif
+    if (streams) finish_streaming();
   }
 };
 

@@ -13,6 +13,7 @@
 #include "../common.h"
 #include "../lanes.h"
 #include "../regions.h"
+#include "../stream.h"
 
 namespace mrcnn {
 namespace {
@@ -151,6 +152,23 @@ LaneStrides strides_of(int64_t channels, int64_t places, bool channels_last) {
   return channels_last ? LaneStrides{channels, 1} : LaneStrides{1, places};
 }
 
+// Whether the lanes of a bin, and their places, are whole lines of a large result.
+template <typename T>
+bool is_streamed(const RoiPoolCall& call, bool channels_last, const T* pooled, const int32_t* places) {
+  constexpr bool kWhole = std::is_same_v<T, float> && kLanes<float> * sizeof(float) == kStreamedLine;
+  const int64_t bytes = call.regions * call.channels * call.pooled_height * call.pooled_width * int64_t{sizeof(T)};
+  const auto begins_line = [](const void* result) { return reinterpret_cast<uintptr_t>(result) % kStreamedLine == 0; };
+  return kWhole && channels_last && call.channels % kLanes<float> == 0 && bytes >= kStreamedBytes &&
+         begins_line(pooled) && begins_line(places);
+}
+
+// A result for each lane of each bin, to where they belong.
+template <int kLanes, typename A, typename T>
+void put_bins(const A* lanes, LaneStrides strides, int bins, int used, bool streamed, T* to) {
+  if (!streamed) return scatter_lanes<kLanes>(lanes, strides, bins, used, to);
+  for (int bin = 0; bin < bins; ++bin) stream_line(to + bin * strides.pixel, lanes + bin * kLanes);
+}
+
 template <typename A>
 struct PoolScratch {
   std::vector<A> lanes, values;
@@ -165,6 +183,7 @@ void pool(const RoiPoolCall& call, const T* map, const accumulator_t<T>* rois, b
   const auto kernel = chosen_pool_region<A>(places != nullptr);
   const int64_t pixels = int64_t{1} * call.height * call.width;
   const int bins = call.pooled_height * call.pooled_width;
+  const bool streamed = is_streamed(call, channels_last, pooled, places);
   for_each_group<PoolScratch<A>>(call, kLanes<A>, [&](int64_t image, int64_t channel, int used, auto& scratch) {
     const int64_t begin = plan.regions.starts[image], end = plan.regions.starts[image + 1];
     if (begin == end) return;
@@ -179,9 +198,10 @@ void pool(const RoiPoolCall& call, const T* map, const accumulator_t<T>* rois, b
       const int64_t region = plan.regions.order[i], out = region * call.channels * bins + channel * to.lane;
       kernel(scratch.lanes.data(), call.width, plan.of(region), call.pooled_height, call.pooled_width,
              scratch.values.data(), scratch.places.data());
-      scatter_lanes<kLanes<A>>(scratch.values.data(), to, bins, used, pooled + out);
-      if (places != nullptr) scatter_lanes<kLanes<A>>(scratch.places.data(), to, bins, used, places + out);
+      put_bins<kLanes<A>>(scratch.values.data(), to, bins, used, streamed, pooled + out);
+      if (places != nullptr) put_bins<kLanes<A>>(scratch.places.data(), to, bins, used, streamed, places + out);
     }
+    if (streamed) finish_streaming();
   });
 }
 

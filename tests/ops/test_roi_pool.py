@@ -137,6 +137,24 @@ def test_without_a_gradient_the_values_are_the_same():
         assert torch.equal(roi_pool(**{**arguments, "input": arguments["input"].clone().requires_grad_()}), expected)
 
 
+@pytest.mark.parametrize("channels", [64, 40])  # forty channels do not end with a line of the cache
+def test_results_larger_than_the_caches_have_the_bits_of_their_parts(channels):
+    input = some_map(2, channels, 30, 34, channels_last=True).float().requires_grad_()
+    boxes = some_boxes(1200, 2).float()
+    pooled = roi_pool(input, boxes, 7, 0.25)
+    assert pooled.numel() * 4 >= 8 << 20
+    weights = some_map(*pooled.shape, seed=3).float()  # whole numbers, whose sums do not depend on their order
+    (gradient,) = torch.autograd.grad(pooled, input, weights)
+    pieces = [roi_pool(input, part, 7, 0.25) for part in boxes.split(100)]
+    assert torch.equal(pooled, torch.cat(pieces))
+    gradients = [
+        torch.autograd.grad(piece, input, weight)[0] for piece, weight in zip(pieces, weights.split(100), strict=True)
+    ]
+    assert torch.equal(gradient, sum(gradients))
+    with torch.no_grad():
+        assert torch.equal(pooled, roi_pool(input, boxes, 7, 0.25))
+
+
 def test_the_result_and_the_gradient_keep_the_memory_format():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         map = some_map(2, 6, 12, 9).float().to(memory_format=memory_format).requires_grad_()

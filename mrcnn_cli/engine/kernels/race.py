@@ -121,8 +121,8 @@ def difference(one: Any, other: Any) -> float:
             return math.inf
         if not one.numel():
             return 0.0
-        scale = max(float(other.abs().max()), 1.0) if other.dtype != torch.bool else 1.0
-        return float((one.double() - other.double()).abs().max()) / scale
+        scale = max(float(other.detach().abs().max()), 1.0) if other.dtype != torch.bool else 1.0
+        return float((one.detach().double() - other.detach().double()).abs().max()) / scale
     if len(one) != len(other):
         return math.inf
     return max((difference(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
