@@ -1,11 +1,11 @@
 #pragma once
-// Sigmoid focal loss of some thousand logits in a row on the CPU, plain and eight at a time with AVX2.
+// Sigmoid focal loss of some thousand logits in a row on the CPU: plain, eight at a time with AVX2 and sixteen with
+// AVX-512, which give the same bits.
 #include <algorithm>
 #include <cstdint>
 
-#include "../avx2.h"
-#include "../avx2_math.h"
 #include "../common.h"
+#include "../vectors.h"
 #include "sigmoid_focal_loss.h"
 
 namespace mrcnn {
@@ -35,98 +35,56 @@ void gradients_plain(const T* logits, const U* targets, int64_t count, Focal<acc
 }
 
 #ifdef __x86_64__
+// The gammas that need no power; kAny is everything else.
+enum class Gamma { kZero, kOne, kTwo, kAny };
+
+// The sum of losses, the same whether they come eight or sixteen at a time.
+struct LossSum {
+  __m256d low, high;
+  double rest;
+};
+
 namespace avx2 {
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 
-// The gammas that need no power; kAny is everything else.
-enum class Gamma { kZero, kOne, kTwo, kAny };
+#include "terms.h"
 
-// What loss and gradient share, as in sigmoid_focal_loss.h.
-struct Terms {
-  __m256 p, rest, right;   // sigmoid, one minus it, one minus the target
-  __m256 wrong, power;     // q and q^gamma
-  __m256 weight, entropy;  // of the class, cross entropy
-};
-
-inline __m256 ones() {
-  return _mm256_set1_ps(1.f);
+inline void add(__m256 eight, LossSum& sum) {
+  sum.low = _mm256_add_pd(sum.low, _mm256_cvtps_pd(_mm256_castps256_ps128(eight)));
+  sum.high = _mm256_add_pd(sum.high, _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1)));
 }
 
-// False if any of the logits is infinite, huge or NaN or, where powers are taken, any of the shares so small or
-// negative that pow_unit has no answer: the plain functions have one.
-template <Gamma kGamma>
-inline bool terms_of(__m256 x, __m256 t, Focal<float> focal, Terms& terms) {
-  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.f), x);
-  __m256 fits = _mm256_cmp_ps(size, _mm256_set1_ps(1e30f), _CMP_LT_OQ);
-  const __m256 e = exp_negative(_mm256_or_ps(x, _mm256_set1_ps(-0.f)));
-  const __m256 large = _mm256_div_ps(ones(), _mm256_add_ps(ones(), e)), small = _mm256_mul_ps(e, large);
-  terms.p = _mm256_blendv_ps(large, small, x);  // by the sign
-  terms.rest = _mm256_blendv_ps(small, large, x);
-  terms.right = _mm256_sub_ps(ones(), t);
-  terms.wrong = _mm256_fmadd_ps(terms.p, terms.right, _mm256_mul_ps(terms.rest, t));
-  terms.entropy = _mm256_fmadd_ps(size, _mm256_blendv_ps(terms.right, t, x), log1p_unit(e));
-  terms.weight = _mm256_fmadd_ps(_mm256_set1_ps(focal.alpha < 0 ? 1.f : focal.alpha), t,
-                                 _mm256_mul_ps(_mm256_set1_ps(focal.alpha < 0 ? 1.f : 1.f - focal.alpha), terms.right));
-  if constexpr (kGamma == Gamma::kZero) {
-    terms.power = ones();
-  } else if constexpr (kGamma == Gamma::kOne) {
-    terms.power = terms.wrong;
-  } else if constexpr (kGamma == Gamma::kTwo) {
-    terms.power = _mm256_mul_ps(terms.wrong, terms.wrong);
-  } else {
-    fits = _mm256_and_ps(fits, _mm256_cmp_ps(terms.wrong, _mm256_set1_ps(1.2e-38f), _CMP_GT_OQ));
-    fits = _mm256_and_ps(fits, _mm256_cmp_ps(terms.wrong, _mm256_set1_ps(1.5f), _CMP_LT_OQ));
-    terms.power = pow_unit(terms.wrong, _mm256_set1_ps(focal.gamma));
+inline double total(const LossSum& sum) {
+  double lanes[4];
+  _mm256_storeu_pd(lanes, _mm256_add_pd(sum.low, sum.high));
+  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]) + sum.rest;
+}
+
+// Adds the losses to `sum`, and writes them unless `out` is null.
+template <Gamma kGamma, typename T, typename U>
+void add_losses(const T* logits, const U* targets, int64_t count, Focal<float> focal, T* out, LossSum& sum) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    Floats eight;
+    if (!losses_of<kGamma>(load(logits + i), load(targets + i), focal, eight)) {
+      sum.rest += losses_plain(logits + i, targets + i, 8, focal, out == nullptr ? nullptr : out + i);
+      continue;
+    }
+    if (out != nullptr) store(out + i, eight);
+    add(eight, sum);
   }
-  return _mm256_movemask_ps(fits) == 0xff;
-}
-
-template <Gamma kGamma>
-inline bool eight_losses(__m256 x, __m256 t, Focal<float> focal, __m256& losses) {
-  Terms terms;
-  const bool fits = terms_of<kGamma>(x, t, focal, terms);
-  losses = _mm256_mul_ps(_mm256_mul_ps(terms.weight, terms.power), terms.entropy);
-  return fits;
-}
-
-template <Gamma kGamma>
-inline bool eight_gradients(__m256 x, __m256 t, Focal<float> focal, __m256& gradients) {
-  Terms terms;
-  const bool fits = terms_of<kGamma>(x, t, focal, terms);
-  const __m256 difference = _mm256_fmsub_ps(terms.p, terms.right, _mm256_mul_ps(terms.rest, t));
-  __m256 sum = _mm256_mul_ps(terms.power, difference);
-  if constexpr (kGamma != Gamma::kZero) {
-    __m256 lower = _mm256_mul_ps(terms.p, terms.rest);
-    if constexpr (kGamma == Gamma::kTwo) lower = _mm256_mul_ps(lower, terms.wrong);
-    if constexpr (kGamma == Gamma::kAny) lower = _mm256_mul_ps(terms.power, _mm256_div_ps(lower, terms.wrong));
-    lower = _mm256_mul_ps(lower, _mm256_mul_ps(_mm256_set1_ps(focal.gamma), _mm256_sub_ps(terms.right, t)));
-    sum = _mm256_fmadd_ps(lower, terms.entropy, sum);
+  if (i < count) {
+    sum.rest += losses_plain(logits + i, targets + i, count - i, focal, out == nullptr ? nullptr : out + i);
   }
-  gradients = _mm256_mul_ps(terms.weight, sum);
-  return fits;
 }
 
 template <Gamma kGamma, typename T, typename U>
 double losses(const T* logits, const U* targets, int64_t count, Focal<float> focal, T* out) {
-  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
-  int64_t i = 0;
-  double rest = 0;
-  for (; i + 8 <= count; i += 8) {
-    __m256 eight;
-    if (!eight_losses<kGamma>(load(logits + i), load(targets + i), focal, eight)) {
-      rest += losses_plain(logits + i, targets + i, 8, focal, out == nullptr ? nullptr : out + i);
-      continue;
-    }
-    if (out != nullptr) store(out + i, eight);
-    low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(eight)));
-    high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(eight, 1)));
-  }
-  if (i < count) rest += losses_plain(logits + i, targets + i, count - i, focal, out == nullptr ? nullptr : out + i);
-  double lanes[4];
-  _mm256_storeu_pd(lanes, _mm256_add_pd(low, high));
-  return (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]) + rest;
+  LossSum sum{};
+  add_losses<kGamma>(logits, targets, count, focal, out, sum);
+  return total(sum);
 }
 
 template <Gamma kGamma, bool kEach, typename T, typename U>
@@ -134,9 +92,9 @@ void gradients(const T* logits, const U* targets, int64_t count, Focal<float> fo
                T* out) {
   int64_t i = 0;
   for (; i + 8 <= count; i += 8) {
-    __m256 eight;
-    if (eight_gradients<kGamma>(load(logits + i), load(targets + i), focal, eight)) {
-      store(out + i, _mm256_mul_ps(kEach ? load(each + i) : _mm256_set1_ps(same), eight));
+    Floats eight;
+    if (gradients_of<kGamma>(load(logits + i), load(targets + i), focal, eight)) {
+      store(out + i, (kEach ? load(each + i) : broadcast(same)) * eight);
     } else {
       gradients_plain<kEach>(logits + i, targets + i, 8, focal, kEach ? each + i : nullptr, same, out + i);
     }
@@ -149,6 +107,53 @@ void gradients(const T* logits, const U* targets, int64_t count, Focal<float> fo
 #pragma GCC pop_options
 
 }  // namespace avx2
+
+namespace avx512 {
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx2,fma,f16c")
+
+#include "terms.h"
+
+template <Gamma kGamma, typename T, typename U>
+double losses(const T* logits, const U* targets, int64_t count, Focal<float> focal, T* out) {
+  LossSum sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Floats sixteen;
+    if (!losses_of<kGamma>(load(logits + i), load(targets + i), focal, sixteen)) {
+      avx2::add_losses<kGamma>(logits + i, targets + i, kLanes, focal, out == nullptr ? nullptr : out + i, sum);
+      continue;
+    }
+    if (out != nullptr) store(out + i, sixteen);
+    avx2::add(lower(sixteen), sum);
+    avx2::add(upper(sixteen), sum);
+  }
+  avx2::add_losses<kGamma>(logits + i, targets + i, count - i, focal, out == nullptr ? nullptr : out + i, sum);
+  return avx2::total(sum);
+}
+
+template <Gamma kGamma, bool kEach, typename T, typename U>
+void gradients(const T* logits, const U* targets, int64_t count, Focal<float> focal, const T* each, float same,
+               T* out) {
+  const auto narrower = [&](int64_t i, int64_t some) {
+    avx2::gradients<kGamma, kEach>(logits + i, targets + i, some, focal, kEach ? each + i : nullptr, same, out + i);
+  };
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Floats sixteen;
+    if (gradients_of<kGamma>(load(logits + i), load(targets + i), focal, sixteen)) {
+      store(out + i, (kEach ? load(each + i) : broadcast(same)) * sixteen);
+    } else {
+      narrower(i, kLanes);
+    }
+  }
+  narrower(i, count - i);
+}
+
+#pragma GCC pop_options
+
+}  // namespace avx512
 #endif
 
 template <typename T, typename U>
@@ -156,16 +161,25 @@ using Losses = double (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, 
 template <typename T, typename U>
 using Gradients = void (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, const T*, accumulator_t<T>, T*);
 
+#ifdef __x86_64__
+// Calls with_gamma with the kind that `gamma` is, as a constant.
+template <typename WithGamma>
+auto for_gamma(double gamma, const WithGamma& with_gamma) {
+  if (gamma == 0) return with_gamma(std::integral_constant<Gamma, Gamma::kZero>{});
+  if (gamma == 1) return with_gamma(std::integral_constant<Gamma, Gamma::kOne>{});
+  if (gamma == 2) return with_gamma(std::integral_constant<Gamma, Gamma::kTwo>{});
+  return with_gamma(std::integral_constant<Gamma, Gamma::kAny>{});
+}
+#endif
+
 template <typename T, typename U>
 Losses<T, U> chosen_losses([[maybe_unused]] double gamma) {
 #ifdef __x86_64__
   if constexpr (!std::is_same_v<T, double>) {
     if (has_avx2() && gamma <= 64) {
-      using avx2::Gamma;
-      if (gamma == 0) return &avx2::losses<Gamma::kZero, T, U>;
-      if (gamma == 1) return &avx2::losses<Gamma::kOne, T, U>;
-      if (gamma == 2) return &avx2::losses<Gamma::kTwo, T, U>;
-      return &avx2::losses<Gamma::kAny, T, U>;
+      return for_gamma(gamma, [](auto kind) -> Losses<T, U> {
+        return has_avx512() ? &avx512::losses<kind, T, U> : &avx2::losses<kind, T, U>;
+      });
     }
   }
 #endif
@@ -177,11 +191,9 @@ Gradients<T, U> chosen_gradients([[maybe_unused]] double gamma) {
 #ifdef __x86_64__
   if constexpr (!std::is_same_v<T, double>) {
     if (has_avx2() && gamma <= 64) {
-      using avx2::Gamma;
-      if (gamma == 0) return &avx2::gradients<Gamma::kZero, kEach, T, U>;
-      if (gamma == 1) return &avx2::gradients<Gamma::kOne, kEach, T, U>;
-      if (gamma == 2) return &avx2::gradients<Gamma::kTwo, kEach, T, U>;
-      return &avx2::gradients<Gamma::kAny, kEach, T, U>;
+      return for_gamma(gamma, [](auto kind) -> Gradients<T, U> {
+        return has_avx512() ? &avx512::gradients<kind, kEach, T, U> : &avx2::gradients<kind, kEach, T, U>;
+      });
     }
   }
 #endif

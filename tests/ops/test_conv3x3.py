@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -147,22 +144,3 @@ def test_what_does_not_fit_is_named(changes, message):
 def test_autocast_converts_it():
     with torch.autocast("cpu", torch.bfloat16):
         assert conv3x3(torch.ones(1, 32, 4, 4), torch.ones(8, 32, 3, 3)).dtype == torch.bfloat16
-
-
-BITS = """
-import hashlib, torch
-from mrcnn_cli.ops import conv3x3
-random = torch.Generator().manual_seed(0)
-map, weight = torch.randn(2, 70, 13, 18, generator=random), torch.randn(50, 70, 3, 3, generator=random)
-print(hashlib.sha256(conv3x3(map, weight, relu=True).contiguous().numpy().tobytes()).hexdigest())
-"""
-
-
-@pytest.mark.skipif(not torch.cpu._is_avx512_supported(), reason="this processor has no AVX-512")
-def test_vectors_of_both_widths_give_the_same_bits():
-    def bits(**environment):
-        command = [sys.executable, "-c", BITS]
-        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True).stdout
-
-    assert bits(MRCNN_AVX512="0") == bits(MRCNN_AVX512="1")
-    assert bits(MRCNN_PLAIN_KERNELS="1") != bits()  # without fused multiply-adds the last bits differ
