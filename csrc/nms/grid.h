@@ -49,6 +49,7 @@ class BoxGrid {
       if (counts[level] > 0) buckets = lay_out(levels_[level], level, counts[level], width, height, buckets);
     }
     buckets_.assign(buckets, Bucket{-1, 0});
+    heads_.resize(buckets);
     // A chain's blocks are full but for its first.
     blocks_.reset(new Block<T>[n / 8 + std::min<size_t>(buckets, n) + 1]);
   }
@@ -59,17 +60,18 @@ class BoxGrid {
     return !(box[2] > box[0] && box[3] > box[1] && area > 0 && area < std::numeric_limits<T>::infinity());
   }
 
-  // What suppresses() needs to write to: a list of chains, one for each thread.
-  using Heads = std::vector<int32_t>;
-  Heads heads() const { return Heads(buckets_.size()); }
-
   // True if a kept box suppresses this one, whose area is `area`.
-  bool suppresses(const T* box, T area, Heads& heads) const {
+  bool suppresses(const T* box, T area) {
     const int own = level_of(area), low = level_of(std::max(area * slack_, std::numeric_limits<T>::denorm_min())),
               high = level_of(std::min(area / slack_, std::numeric_limits<T>::max()));
-    if (levels_[own].kept > 0 && level_suppresses(levels_[own], box, heads)) return true;
+    if (levels_[own].kept > 0) {
+      // Most boxes that go are suppressed by one whose centre is in the same cell.
+      const int32_t head = bucket_of(box, levels_[own]).head;
+      if (head >= 0 && scan_(blocks_.get(), &head, 1, box, threshold_)) return true;
+      if (level_suppresses(levels_[own], box)) return true;
+    }
     for (int level = low; level <= high; ++level) {
-      if (level != own && levels_[level].kept > 0 && level_suppresses(levels_[level], box, heads)) return true;
+      if (level != own && levels_[level].kept > 0 && level_suppresses(levels_[level], box)) return true;
     }
     return false;
   }
@@ -77,8 +79,7 @@ class BoxGrid {
   void keep(const T* box, T area) {
     Level& level = levels_[level_of(area)];
     ++level.kept;
-    const int32_t x = cell(middle(box[0], box[2]), level), y = cell(middle(box[1], box[3]), level);
-    Bucket& bucket = buckets_[level.bucket(x, y)];
+    Bucket& bucket = bucket_of(box, level);
     if (bucket.count % 8 == 0) {
       Block<T>& block = blocks_[used_];
       block.clear();
@@ -154,6 +155,10 @@ class BoxGrid {
     return whole - (at < static_cast<T>(whole));
   }
 
+  Bucket& bucket_of(const T* box, const Level& level) {
+    return buckets_[level.bucket(cell(middle(box[0], box[2]), level), cell(middle(box[1], box[3]), level))];
+  }
+
   struct Range {
     int32_t first, last;
   };
@@ -167,23 +172,24 @@ class BoxGrid {
     return int64_t{found.last} - found.first < cells ? found : Range{0, cells - 1};
   }
 
-  bool level_suppresses(const Level& level, const T* box, Heads& heads) const {
+  bool level_suppresses(const Level& level, const T* box) {
     const Range xs = range(box[0], box[2], level, level.columns), ys = range(box[1], box[3], level, level.rows);
     int64_t count = 0;
     for (int32_t y = ys.first; y <= ys.last; ++y) {
       for (int32_t x = xs.first; x <= xs.last; ++x) {
         const int32_t head = buckets_[level.bucket(x, y)].head;
-        heads[count] = head;
+        heads_[count] = head;
         count += head >= 0;
       }
     }
-    return count > 0 && scan_(blocks_.get(), heads.data(), count, box, threshold_);
+    return count > 0 && scan_(blocks_.get(), heads_.data(), count, box, threshold_);
   }
 
   bool (*scan_)(const Block<T>*, const int32_t*, int64_t, const T*, T);
   T threshold_, slack_, reach_;
   std::vector<Level> levels_ = std::vector<Level>(kLevels);
   std::vector<Bucket> buckets_;
+  std::vector<int32_t> heads_;
   std::unique_ptr<Block<T>[]> blocks_;
   int32_t used_ = 0;
 };

@@ -3,7 +3,6 @@
 // overlaps() of nms.h does, to the bit.
 #include <cstring>
 #include <limits>
-#include <memory>
 
 #include "../common.h"
 #include "nms.h"
@@ -148,31 +147,5 @@ Scans<T> chosen_scans() {
 #endif
   return {&run_suppresses<T>, &chain_suppresses<T>};
 }
-
-// Boxes kept of a few, each compared with all before it.
-template <typename T>
-class KeptRun {
- public:
-  KeptRun(int64_t most, T threshold) : blocks_(new Block<T>[(most + 7) / 8]), threshold_(threshold) {}
-
-  int64_t count() const { return count_; }
-
-  void clear() { count_ = 0; }
-
-  // Whether it is kept.
-  bool keep_unless_suppressed(const T* box) {
-    if (suppresses_(blocks_.get(), (count_ + 7) / 8, box, threshold_)) return false;
-    Block<T>& block = blocks_[count_ / 8];
-    if (count_ % 8 == 0) block.clear();
-    block.put(count_++ % 8, box);
-    return true;
-  }
-
- private:
-  bool (*suppresses_)(const Block<T>*, int64_t, const T*, T) = chosen_scans<T>().run;
-  std::unique_ptr<Block<T>[]> blocks_;
-  T threshold_;
-  int64_t count_ = 0;
-};
 
 }  // namespace mrcnn

@@ -32,66 +32,39 @@ int64_t worth_a_grid(T threshold) {
   return static_cast<int64_t>(T(200) / std::max(threshold, T(1e-6)));
 }
 
-// So many boxes at a time are compared with a grid by several threads: few, as each of them must then be compared with
-// those kept among the others, and many, as threads take a while to begin.
-constexpr int64_t kWindow = 512;
-
-// Fewer boxes, or less than 64 of a window for each thread, would not be done sooner.
-int threads_for(int64_t boxes) {
-  constexpr uint32_t kMost = kWindow / 64;
-  return boxes < 8192 ? 1 : static_cast<int>(std::min(kMost, torch::stable::get_num_threads()));
-}
-
 // Suppression among the boxes order[0..n) of one group, best first. Writes keep[order[i]] for each of them. Boxes are
 // compared with all that are kept while these are few, then with the ones near them.
 template <typename T>
-void suppress(const T* boxes, const BoxIndex* order, int64_t n, T threshold, int threads, bool* keep) {
+void suppress(const T* boxes, const BoxIndex* order, int64_t n, T threshold, bool* keep) {
   if (threshold < 0) return suppress_by_definition(boxes, order, n, threshold, keep);
+  const auto suppresses = chosen_scans<T>().run;
   const auto box_at = [&](int64_t i) { return boxes + 4 * static_cast<size_t>(order[i]); };
   const auto area_of = [](const T* box) { return (box[2] - box[0]) * (box[3] - box[1]); };
   const int64_t few = worth_a_grid(threshold);
-  KeptRun<T> run(n, threshold);
-  int64_t i = 0;
+  const std::unique_ptr<Block<T>[]> kept(new Block<T>[n / 8 + 1]);
+  int64_t count = 0, i = 0;
   for (; i < n; ++i) {
-    if (run.count() == few && n - i > n / 8) break;
-    keep[order[i]] = run.keep_unless_suppressed(box_at(i));
+    if (count == few && n - i > n / 8) break;
+    const T* box = box_at(i);
+    const bool stays = !suppresses(kept.get(), (count + 7) / 8, box, threshold);
+    keep[order[i]] = stays;
+    if (!stays) continue;
+    if (count % 8 == 0) kept[count / 8].clear();
+    kept[count / 8].put(count % 8, box);
+    ++count;
   }
   if (i == n) return;
 
   BoxGrid<T> grid(boxes, order, n, threshold);
-  const auto file = [&](int64_t k) {
-    const T *box = box_at(k), area = area_of(box);
-    if (!BoxGrid<T>::is_inert(box, area)) grid.keep(box, area);
-  };
-  const auto passes = [&](int64_t k, auto& heads) {
-    const T *box = box_at(k), area = area_of(box);
-    return BoxGrid<T>::is_inert(box, area) || !grid.suppresses(box, area, heads);
-  };
   for (int64_t k = 0; k < i; ++k) {
-    if (keep[order[k]]) file(k);
+    const T *box = box_at(k), area = area_of(box);
+    if (keep[order[k]] && !BoxGrid<T>::is_inert(box, area)) grid.keep(box, area);
   }
-  std::vector<typename BoxGrid<T>::Heads> heads(threads, grid.heads());
-  if (threads == 1) {
-    for (; i < n; ++i) {
-      keep[order[i]] = passes(i, heads[0]);
-      if (keep[order[i]]) file(i);
-    }
-    return;
-  }
-  for (; i < n; i += kWindow) {
-    const int64_t count = std::min(kWindow, n - i);
-    bool passed[kWindow];
-    parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t t = first; t < last; ++t) {
-        for (int64_t k = count * t / threads; k < count * (t + 1) / threads; ++k) passed[k] = passes(i + k, heads[t]);
-      }
-    });
-    run.clear();
-    for (int64_t k = 0; k < count; ++k) {
-      const bool stays = passed[k] && run.keep_unless_suppressed(box_at(i + k));
-      keep[order[i + k]] = stays;
-      if (stays) file(i + k);
-    }
+  for (; i < n; ++i) {
+    const T *box = box_at(i), area = area_of(box);
+    const bool inert = BoxGrid<T>::is_inert(box, area), stays = inert || !grid.suppresses(box, area);
+    keep[order[i]] = stays;
+    if (stays && !inert) grid.keep(box, area);
   }
 }
 
@@ -129,12 +102,9 @@ void decide(const Tensor& boxes, std::vector<BoxIndex> order, const std::optiona
   THO_DISPATCH_V2(dense.scalar_type(), "nms", AT_WRAP([&] {
                     const scalar_t* box = dense.const_data_ptr<scalar_t>();
                     const scalar_t threshold = threshold_in<scalar_t>(iou_threshold);
-                    // groups share the threads, or a single one has them all
-                    const int threads = members.count() == 1 ? threads_for(dense.size(0)) : 1;
                     for_each_group(members, [&](int64_t g) {
                       const int64_t start = members.starts[g];
-                      suppress(box, members.order.data() + start, members.starts[g + 1] - start, threshold, threads,
-                               keep);
+                      suppress(box, members.order.data() + start, members.starts[g + 1] - start, threshold, keep);
                     });
                   }),
                   AT_EXPAND(AT_FLOATING_TYPES));

@@ -259,22 +259,6 @@ def test_the_grid_keeps_what_comparing_all_keeps(name, dtype, threshold):
     assert torch.equal(nms(boxes, scores, threshold), order[~torch.from_numpy(gone)])
 
 
-@pytest.mark.parametrize("name", ["crowded", "of all sizes", "in one place", "odd"])
-@pytest.mark.parametrize(("dtype", "threshold"), [(torch.float32, 0.5), (torch.float64, 0.9)])
-def test_a_group_large_enough_to_be_shared_keeps_the_same_for_any_number_of_threads(name, dtype, threshold):
-    count = 10_000
-    boxes, scores = crowds(name, count).to(dtype), some_scores(count, distinct=500).to(dtype)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        expected = nms(boxes, scores, threshold)
-        for more in (2, 3, 5, 16):
-            torch.set_num_threads(more)
-            assert torch.equal(nms(boxes, scores, threshold), expected), f"{more} threads"
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("groups", [[0, 1], [0, 2**62], [-(2**63), 2**63 - 1], [-5, 100_000]])
 def test_groups_of_any_number_are_told_apart(groups):
     boxes, scores = some_boxes(500).float(), some_scores(500, distinct=40).float()
