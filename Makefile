@@ -33,10 +33,12 @@ $(VENV)/ready: setup.py pyproject.toml $(shell find csrc -type f)
 # With the machine's own python and torch. A missing GPU is an error here, not a skip.
 SANITIZER := $(shell command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 WATCHED := -m pytest -q -m gpu -k "cuda_equals_cpu and (float32 or dtype1)" tests/ops -p no:cacheprovider
+# The other folders hold no tests for a GPU, and import packages that its machine may lack.
+ON_GPU := -m gpu tests/ops tests/engine
 gpu-check:
 	$(PYTHON) -c "import torch, sys; sys.exit(None if torch.cuda.is_available() else 'error: no CUDA device here')"
 	MRCNN_CUDA=1 MRCNN_CUDA_ARCHS="$(or $(MRCNN_CUDA_ARCHS),90)" $(PYTHON) setup.py build_ext --inplace
-	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m pytest $(ON_GPU)
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck --error-exitcode 1 $(PYTHON) $(WATCHED)
 	$(SANITIZER) --tool racecheck --error-exitcode 1 $(PYTHON) $(WATCHED)
 	$(PYTHON) -m mrcnn_cli gradcheck --device cuda

@@ -26,6 +26,11 @@
 #include <stdexcept>
 #include <vector>
 
+// The name of it in older releases, of which 2.11 is the oldest that is supported.
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 #ifdef MRCNN_CUDA
 // Weak: a CPU-only Torch has no such function and must still be able to load the library.
 #pragma weak aoti_torch_get_current_cuda_stream

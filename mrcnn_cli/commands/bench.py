@@ -71,8 +71,8 @@ def kernels(
 ) -> None:
     """Time the operators beside plain PyTorch and, where it is installed, torchvision; answers are compared first.
 
-    OP is an operator's name; by default all are timed. Times are medians, in milliseconds; a ratio is the peer's time
-    by ours; the spread lies between the tenths of our times at both ends.
+    OP is an operator's name; by default all are timed, in about seven minutes on a CPU. Times are medians, in
+    milliseconds; a ratio is the peer's time by ours; the spread lies between the tenths of our times at both ends.
     """
     from mrcnn_cli.engine.files import make_folder, write_bytes
     from mrcnn_cli.engine.kernels import bench

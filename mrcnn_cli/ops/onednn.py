@@ -28,10 +28,12 @@ _HAS_KERNELS = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.
 def takes(x: Tensor) -> bool:
     """Whether these functions can be called with such an input: float32 on the CPU and not empty.
 
-    What is compiled takes PyTorch's own layers: its compiler cannot place these kernels among what it has fused.
+    What is compiled takes PyTorch's own layers: its compiler cannot place these kernels among what it has fused. So does
+    autocast, which is to compute in half precision and would not reach these kernels.
     """
     usable = _HAS_KERNELS and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
-    return usable and bool(torch.backends.mkldnn.enabled) and not torch.compiler.is_compiling()
+    own_layers = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    return usable and bool(torch.backends.mkldnn.enabled) and not own_layers
 
 
 def conv2d(

@@ -1,7 +1,10 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mrcnn_cli.ops import batched_nms, nms, nms_sorted, reference
 from tests.ops import contract
@@ -257,6 +260,45 @@ def test_the_grid_keeps_what_comparing_all_keeps(name, dtype, threshold):
         if not gone[i]:
             gone[i + 1 :] |= suppresses[i, i + 1 :]
     assert torch.equal(nms(boxes, scores, threshold), order[~torch.from_numpy(gone)])
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(
+    count=st.integers(0, 60),
+    seed=st.integers(0, 2**31),
+    dtype=st.sampled_from(contract.DTYPES),
+    threshold=st.sampled_from([0.0, 0.2, 1 / 3, 0.5, 0.8, 1.0, 2.0]),
+    groups=st.sampled_from([1, 2, 7]),
+    step=st.integers(1, 2),
+)
+def test_what_stays_overlaps_nothing_better_and_what_goes_does(count, seed, dtype, threshold, groups, step):
+    random = torch.Generator().manual_seed(seed)
+    corner = torch.randint(0, 12, (count, 2), generator=random)
+    boxes = torch.cat([corner, corner + torch.randint(-1, 9, (count, 2), generator=random)], 1)  # some are inverted
+    scores = torch.randint(0, 9, (count,), generator=random) / 8
+    idxs = torch.randint(0, groups, (count,), generator=random)
+    kept = batched_nms(
+        boxes.to(dtype).repeat_interleave(step, 0)[::step],
+        scores.to(dtype).repeat_interleave(step, 0)[::step],
+        idxs.repeat_interleave(step, 0)[::step],
+        threshold,
+    ).tolist()
+    compared_in = torch.float64 if dtype == torch.float64 else torch.float32
+    stay: list[int] = []
+    for box in sorted(range(count), key=lambda box: (-scores[box].item(), box)):
+        others = [other for other in stay if idxs[other] == idxs[box]]
+        overlaps = [float(exact_overlap(boxes[other], boxes[box])) for other in others]
+        if not (torch.tensor(overlaps, dtype=compared_in).double() > threshold).any():
+            stay.append(box)
+    assert kept == stay
+
+
+def exact_overlap(one, other):
+    """Intersection over union as fractions; 0 where the union is no area, as nothing is greater than NaN."""
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = one.tolist(), other.tolist()
+    shared = max(min(x2, u2) - max(x1, u1), 0) * max(min(y2, v2) - max(y1, v1), 0)
+    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared
+    return Fraction(shared, union) if union else Fraction(0)
 
 
 @pytest.mark.parametrize("groups", [[0, 1], [0, 2**62], [-(2**63), 2**63 - 1], [-5, 100_000]])
