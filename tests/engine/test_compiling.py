@@ -18,8 +18,8 @@ RECIPE = "nuclei_scratch"
 COMPILED = {"train.compile": True, "train.compile_step": 128}
 
 
-def run_of(tiny, folder, **more):
-    return prepare(read_config(RECIPE, {**tiny, **COMPILED, **more}), folder, "cpu")
+def run_of(tiny, folder, device="cpu", **more):
+    return prepare(read_config(RECIPE, {**tiny, **COMPILED, **more}), folder, device)
 
 
 @pytest.fixture
@@ -154,3 +154,13 @@ def test_two_runs_and_one_that_is_resumed_have_the_same_bits(tiny, tmp_path):
     for name in [name for name in wanted if name.startswith("loss")]:
         assert losses[name] == pytest.approx(wanted[name], rel=1e-4), name
     assert library.load(tmp_path / "one", "cpu").step == 4
+
+
+@pytest.mark.gpu
+def test_a_compiled_run_on_a_gpu_has_the_losses_of_one_that_is_not(tiny, tmp_path):
+    torch._dynamo.reset()
+    list(train(run_of(tiny, tmp_path / "compiled", "cuda")))
+    list(train(run_of(tiny, tmp_path / "plain", "cuda", **{"train.compile": False})))
+    losses, wanted = (read_rows(tmp_path / name / "metrics.jsonl")[0] for name in ("compiled", "plain"))
+    for name in [name for name in wanted if name.startswith("loss")]:
+        assert losses[name] == pytest.approx(wanted[name], rel=1e-3), name

@@ -97,3 +97,12 @@ def test_empty_and_other_inputs_take_pytorchs_own_way():
     assert layer.double()(torch.ones(3, 4, dtype=torch.float64)).dtype == torch.float64
     with torch.no_grad():
         assert conv(torch.empty(0, 4, 5, 5)).shape == (0, 2, 5, 5)
+
+
+def test_autocast_takes_pytorchs_own_way_and_computes_in_half_precision():
+    layers = [(Linear(12, 5), torch.randn(3, 12)), (ConvNorm(12, 5, 1, norm="none"), image(2, 12, 6, 6))]
+    for layer, x in layers:
+        assert onednn.takes(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not onednn.takes(x)
+            assert layer(x).dtype == torch.bfloat16
