@@ -197,8 +197,10 @@ def _draw(
         if shape is not None:
             canvas.blend(picture, shape.left, shape.top, shape.inside, paint, FILL)
     if detections.masks is None or texts:
+        # beside a contour, which says more, a box is a thinner line
+        thickness = line if detections.masks is None else max(line - 1, 1)
         for index in order:
-            _frame(picture, boxes[index], paints[index], max(line - 1, 1))
+            _frame(picture, boxes[index], paints[index], thickness)
     for shape, paint in drawn:
         if shape is not None:
             canvas.blend(picture, shape.left, shape.top, shape.contour, paint, 1.0)
