@@ -49,12 +49,13 @@ namespace avx512 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx2,fma,f16c")
 
-// The masks that leave nothing out are there for GCC 12, which takes the plain forms of these intrinsics for reading
-// variables that were never set.
 constexpr int kLanes = 16;
 typedef __m512 Floats;
 typedef int32_t Ints __attribute__((vector_size(64)));
 typedef __mmask16 Mask;
+
+// The masks below that leave nothing out are there for GCC 12, which takes the plain forms of these intrinsics for
+// reading variables that were never set.
 
 template <typename T>
 inline Floats load(const T* p) {
