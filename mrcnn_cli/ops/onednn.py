@@ -28,8 +28,8 @@ _HAS_KERNELS = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.
 def takes(x: Tensor) -> bool:
     """Whether these functions can be called with such an input: float32 on the CPU and not empty.
 
-    What is compiled takes PyTorch's own layers: its compiler cannot place these kernels among what it has fused. So does
-    autocast, which is to compute in half precision and would not reach these kernels.
+    What is compiled takes PyTorch's own layers: its compiler cannot place these kernels among what it has fused. And so
+    does what autocast is to compute in half precision: it does not reach these kernels.
     """
     usable = _HAS_KERNELS and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
     own_layers = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
