@@ -19,7 +19,7 @@ test: build
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 slow: build
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" --durations=15
 
 build: $(VENV)/ready
 
