@@ -10,10 +10,7 @@
 
 #include "../buffer.h"
 #include "../common.h"
-
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
+#include "../vectors.h"
 
 namespace mrcnn {
 namespace {
@@ -68,36 +65,26 @@ inline Vector fused(Vector a, Vector b, Vector c) {
 
 #ifdef __x86_64__
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 namespace avx2 {
 
+using namespace mrcnn::avx2;
 using Number = float;
-typedef __m256 Vector;
-constexpr int kLanes = 8, kRows = 6;
-inline Vector broadcast(float value) {
-  return _mm256_set1_ps(value);
-}
-inline Vector fused(Vector a, Vector b, Vector c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
+using Vector = Floats;
+constexpr int kRows = 6;
 #include "winograd.h"
 
 }  // namespace avx2
 #pragma GCC pop_options
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx2,fma")
+#pragma GCC target("avx512f,avx2,fma,f16c")
 namespace avx512 {
 
+using namespace mrcnn::avx512;
 using Number = float;
-typedef __m512 Vector;
-constexpr int kLanes = 16, kRows = 14;
-inline Vector broadcast(float value) {
-  return _mm512_set1_ps(value);
-}
-inline Vector fused(Vector a, Vector b, Vector c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
+using Vector = Floats;
+constexpr int kRows = 14;
 #include "winograd.h"
 
 }  // namespace avx512

@@ -154,14 +154,7 @@ void gradients(const T* logits, const U* targets, int64_t count, Focal<float> fo
 #pragma GCC pop_options
 
 }  // namespace avx512
-#endif
 
-template <typename T, typename U>
-using Losses = double (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, T*);
-template <typename T, typename U>
-using Gradients = void (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, const T*, accumulator_t<T>, T*);
-
-#ifdef __x86_64__
 // Calls with_gamma with the kind that `gamma` is, as a constant.
 template <typename WithGamma>
 auto for_gamma(double gamma, const WithGamma& with_gamma) {
@@ -171,6 +164,11 @@ auto for_gamma(double gamma, const WithGamma& with_gamma) {
   return with_gamma(std::integral_constant<Gamma, Gamma::kAny>{});
 }
 #endif
+
+template <typename T, typename U>
+using Losses = double (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, T*);
+template <typename T, typename U>
+using Gradients = void (*)(const T*, const U*, int64_t, Focal<accumulator_t<T>>, const T*, accumulator_t<T>, T*);
 
 template <typename T, typename U>
 Losses<T, U> chosen_losses([[maybe_unused]] double gamma) {

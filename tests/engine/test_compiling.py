@@ -22,6 +22,12 @@ def run_of(tiny, folder, device="cpu", **more):
     return prepare(read_config(RECIPE, {**tiny, **COMPILED, **more}), folder, device)
 
 
+def has_first_losses_of(folder, plain, rel):
+    losses, wanted = (read_rows(run / "metrics.jsonl")[0] for run in (folder, plain))
+    for name in [name for name in wanted if name.startswith("loss")]:
+        assert losses[name] == pytest.approx(wanted[name], rel=rel), name
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """torch.compile without its C++ half: what is traced runs as it is. Returns how many graphs there are so far."""
@@ -150,9 +156,7 @@ def test_two_runs_and_one_that_is_resumed_have_the_same_bits(tiny, tmp_path):
     list(train(run_of(tiny, plain, **{"train.compile": False})))
     tensors, expected = (read_tensors(folder / "last.safetensors")[0] for folder in (tmp_path / "one", plain))
     assert tensors.keys() == expected.keys()
-    losses, wanted = (read_rows(folder / "metrics.jsonl")[0] for folder in (tmp_path / "one", plain))
-    for name in [name for name in wanted if name.startswith("loss")]:
-        assert losses[name] == pytest.approx(wanted[name], rel=1e-4), name
+    has_first_losses_of(tmp_path / "one", plain, rel=1e-4)
     assert library.load(tmp_path / "one", "cpu").step == 4
 
 
@@ -161,6 +165,4 @@ def test_a_compiled_run_on_a_gpu_has_the_losses_of_one_that_is_not(tiny, tmp_pat
     torch._dynamo.reset()
     list(train(run_of(tiny, tmp_path / "compiled", "cuda")))
     list(train(run_of(tiny, tmp_path / "plain", "cuda", **{"train.compile": False})))
-    losses, wanted = (read_rows(tmp_path / name / "metrics.jsonl")[0] for name in ("compiled", "plain"))
-    for name in [name for name in wanted if name.startswith("loss")]:
-        assert losses[name] == pytest.approx(wanted[name], rel=1e-3), name
+    has_first_losses_of(tmp_path / "compiled", tmp_path / "plain", rel=1e-3)
